@@ -1,0 +1,205 @@
+"""Reading a run back from its folder, also while it is written and after a kill."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tensorboard.compat.proto import event_pb2
+
+from gradscope.errors import LogError, LogVersionError, NoRunError
+from gradscope.log import framing, schema
+from gradscope.log.writer import run_files
+from gradscope.quantities import CATALOGUE, TableName
+from gradscope.record import Entity, Run, Table
+
+
+@dataclass(slots=True)
+class _Collected:
+    """The records of one event file, sorted by kind."""
+
+    header: dict[str, Any] | None = None
+    # By column.
+    entities: dict[TableName, dict[int, Entity]] = field(
+        default_factory=lambda: {table: {} for table in CATALOGUE}
+    )
+    # A step that is written twice (first as it stood, then complete) counts as it was last.
+    tables: dict[TableName, dict[int, NDArray[np.float32]]] = field(
+        default_factory=lambda: {table: {} for table in CATALOGUE}
+    )
+    pulses: list[tuple[list[str], NDArray[np.float64]]] = field(default_factory=list)
+    coverage: dict[str, Any] = field(default_factory=dict)
+    problems: list[dict[str, Any]] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+
+
+_TABLE_OF_TAG = {tag: table for table, tag in schema.TABLES.items()}
+
+
+def load(log_dir: str | PathLike[str]) -> Run:
+    """Read the run that `gradscope.watch(..., log_dir=...)` wrote.
+
+    Works while the run is still being written and after it was killed: what could not be read
+    is said in `run.meta["left_out"]`. Neither the model nor torch is needed.
+
+    Raises NoRunError where there is no run, LogVersionError where a newer gradscope wrote it,
+    LogError where the folder or its files can't be read.
+    """
+    folder = Path(log_dir)
+    try:
+        files = run_files(folder)
+    except FileNotFoundError:
+        message = f"there is no folder {str(folder)!r}; give watch's log_dir"
+        raise NoRunError(message) from None
+    except NotADirectoryError:
+        message = f"{str(folder)!r} is a file; give the folder that was watch's log_dir"
+        raise NoRunError(message) from None
+    except OSError as error:
+        message = f"{str(folder)!r} can't be read: {error}"
+        raise LogError(message) from error
+    if not files:
+        message = f"{str(folder)!r} holds no gradscope run{_near(folder)}"
+        raise NoRunError(message)
+    return _run(folder, _collect(files[-1]))
+
+
+def empty_run(meta: Mapping[str, Any]) -> Run:
+    """A run of which nothing could be read."""
+    found = _Collected()
+    quantities = {table: [q.name for q in listed] for table, listed in CATALOGUE.items()}
+    found.header = {
+        "format_version": schema.FORMAT_VERSION,
+        "quantities": quantities,
+        "meta": meta,
+    }
+    return _run(None, found)
+
+
+def _near(folder: Path) -> str:
+    runs = sorted(path.name for path in folder.iterdir() if path.is_dir() and run_files(path))
+    return f"; its folders {', '.join(runs[:5])} do" if runs else ""
+
+
+def _collect(path: Path) -> _Collected:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        message = f"{str(path)!r} can't be read: {error}"
+        raise LogError(message) from error
+    found, leftover = _Collected(), framing.Leftover()
+    for record in framing.records(content, leftover):
+        event = event_pb2.Event.FromString(record)
+        for value in event.summary.value:
+            _sort_in(found, event.step, value, path)
+    if leftover.damaged_records:
+        found.left_out.append(f"{leftover.damaged_records} damaged records of {path.name}")
+    if leftover.unread_bytes:
+        found.left_out.append(
+            f"the last {leftover.unread_bytes} bytes of {path.name}: "
+            "a record torn by a kill, damaged, or still being written"
+        )
+    return found
+
+
+def _sort_in(found: _Collected, step: int, value: schema.Value, path: Path) -> None:
+    table = _TABLE_OF_TAG.get(value.tag)
+    if table is not None:
+        found.tables[table][step] = schema.read_array(value)
+    elif value.tag == schema.PULSE:
+        found.pulses.append(schema.read_pulse(value))
+    elif value.tag == schema.ENTITIES:
+        content = schema.read_json(value)
+        for column, entry in enumerate(content["entities"], start=content["first"]):
+            entity = Entity(**{**entry, "shape": tuple(entry["shape"])})
+            found.entities[content["table"]][column] = entity
+    elif value.tag == schema.COVERAGE:
+        found.coverage = schema.read_json(value)
+    elif value.tag == schema.PROBLEM:
+        found.problems.append(schema.read_json(value))
+    elif value.tag == schema.HEADER:
+        found.header = schema.read_json(value)
+        version = found.header["format_version"]
+        if version > schema.FORMAT_VERSION:
+            message = (
+                f"{str(path)!r} has format version {version}, this gradscope reads up to "
+                f"{schema.FORMAT_VERSION}; upgrade with: pip install -U torch-gradscope"
+            )
+            raise LogVersionError(message)
+
+
+def _run(folder: Path | None, found: _Collected) -> Run:
+    if found.header is None:
+        message = f"the run in {str(folder)!r} has no readable beginning; nothing can be read"
+        raise LogError(message)
+    quantities: dict[TableName, list[str]] = found.header["quantities"]
+    tables = {
+        name: _table(found.entities[name], quantities[name], found.tables[name])
+        for name in CATALOGUE
+    }
+    steps, scalars = _scalars(found.pulses, tables["parameters"])
+    meta = dict(found.header["meta"])
+    meta["log_dir"] = None if folder is None else str(folder)
+    meta["format_version"] = found.header["format_version"]
+    meta["coverage"] = found.coverage
+    meta["problems"] = found.problems
+    meta["left_out"] = found.left_out
+    return Run(**tables, steps=steps, scalars=scalars, meta=meta)
+
+
+def _table(
+    entities: dict[int, Entity], quantities: Sequence[str], rows: dict[int, NDArray[np.float32]]
+) -> Table:
+    steps = sorted(rows)
+    values = np.full((len(quantities), len(steps), len(entities)), np.nan, np.float32)
+    columns = np.array(sorted(entities), np.int64)
+    whole = columns.size == 0 or columns[-1] == columns.size - 1
+    for index, step in enumerate(steps):
+        row = rows[step]
+        # Usually all columns are known, and the earlier ones exist.
+        named = columns[columns < row.shape[1]]
+        values[:, index, : named.size] = row[:, : named.size] if whole else row[:, named]
+    return Table(
+        tuple(entities[column] for column in sorted(entities)),
+        np.array(steps, np.int64),
+        tuple(quantities),
+        values,
+    )
+
+
+def _scalars(
+    pulses: list[tuple[list[str], NDArray[np.float64]]], parameters: Table
+) -> tuple[NDArray[np.int64], dict[str, NDArray[np.floating[Any]]]]:
+    """The scalars aligned to all steps; of a step that was written twice the later value counts."""
+    seen: list[NDArray[np.float64]] = [rows[:, 0] for _, rows in pulses]
+    steps = np.unique(np.concatenate([*seen, parameters.steps])).astype(np.int64)
+    # These are always there, so that nobody has to ask whether a loss was seen.
+    scalars = {
+        name: np.full(len(steps), np.nan)
+        for name in ("loss", "learning_rate", "grad_norm", "nonfinite")
+    }
+    for columns, rows in pulses:
+        at = np.searchsorted(steps, rows[:, 0])
+        for column, name in enumerate(columns[1:], start=1):
+            values = scalars.setdefault(name, np.full(len(steps), np.nan))
+            known = ~np.isnan(rows[:, column])
+            values[at[known]] = rows[known, column]
+    _add_global_norm(steps, scalars, parameters)
+    return steps, dict(scalars)
+
+
+def _add_global_norm(
+    steps: NDArray[np.int64], scalars: dict[str, NDArray[np.float64]], parameters: Table
+) -> None:
+    """The 2-norm over all parameters and the non-finite flag, where the tables know them."""
+    at = np.searchsorted(steps, parameters.steps)
+    norms = parameters["grad_norm"].astype(np.float64)
+    read = ~np.isnan(norms).all(axis=1)
+    scalars["grad_norm"][at[read]] = np.sqrt(np.nansum(norms[read] ** 2, axis=1))
+    nonfinite = (np.nan_to_num(parameters["grad_nonfinite"]) > 0).any(axis=1)
+    flags = scalars["nonfinite"]
+    flags[at] = np.fmax(flags[at], nonfinite)
+    # A mean over micro-batches: any is enough.
+    scalars["nonfinite"] = np.sign(flags)

@@ -1,0 +1,149 @@
+"""The catalogue of what is measured: name, symbol, unit, meaning, table."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+TableName = Literal["parameters", "modules", "signals"]
+
+
+@dataclass(frozen=True, slots=True)
+class Quantity:
+    """One measured number per entity and recorded step.
+
+    In every quantity NaN means "not measured". Non-finite entries of a tensor are counted in
+    their own quantity and left out of all others.
+    """
+
+    name: str
+    symbol: str
+    unit: str
+    meaning: str
+    table: TableName
+
+
+def _parameter(name: str, symbol: str, unit: str, meaning: str) -> Quantity:
+    return Quantity(name, symbol, unit, meaning, "parameters")
+
+
+def _module(name: str, symbol: str, unit: str, meaning: str) -> Quantity:
+    return Quantity(name, symbol, unit, meaning, "modules")
+
+
+def _signal(name: str, symbol: str, unit: str, meaning: str) -> Quantity:
+    return Quantity(name, symbol, unit, meaning, "signals")
+
+
+PARAMETERS: tuple[Quantity, ...] = (
+    _parameter(
+        "grad_norm",
+        "‖g‖",
+        "loss/weight",
+        "2-norm of the gradient that the optimizer was given",
+    ),
+    _parameter("grad_rms", "rms(g)", "loss/weight", "root mean square of its entries"),
+    _parameter("grad_mean", "mean(g)", "loss/weight", "mean of its entries"),
+    _parameter("grad_std", "std(g)", "loss/weight", "population standard deviation of its entries"),
+    _parameter("grad_absmax", "max|g|", "loss/weight", "largest magnitude among its entries"),
+    _parameter("grad_zero_fraction", "P(g=0)", "share", "share of entries that are exactly zero"),
+    _parameter("grad_nonfinite", "#NaN,Inf", "count", "number of entries that are NaN or infinite"),
+    _parameter("grad_missing", "g=None", "0 or 1", "1 where .grad was None when it was to be read"),
+    _parameter("weight_norm", "‖w‖", "weight", "2-norm of the parameter before the update"),
+    _parameter(
+        "weight_rms", "rms(w)", "weight", "root mean square of its entries before the update"
+    ),
+    _parameter("update_norm", "‖Δw‖", "weight", "2-norm of the change that the step made"),
+    _parameter("update_ratio", "‖Δw‖/‖w‖", "ratio", "size of the change relative to the parameter"),
+    _parameter(
+        "update_gradient_cosine",
+        "cos(Δw,g)",
+        "-1 to 1",
+        "angle of the change with the gradient; plain descent is -1",
+    ),
+    _parameter("requires_grad", "trainable", "0 or 1", "1 where the parameter is trainable"),
+    _parameter(
+        "in_optimizer",
+        "optimized",
+        "0 or 1",
+        "1 where a watched optimizer holds the parameter",
+    ),
+)
+
+MODULES: tuple[Quantity, ...] = (
+    _module("output_mean", "mean(y)", "activation", "mean of the output's entries"),
+    _module(
+        "output_std",
+        "std(y)",
+        "activation",
+        "population standard deviation of the output's entries",
+    ),
+    _module("output_rms", "rms(y)", "activation", "root mean square of the output's entries"),
+    _module("output_absmax", "max|y|", "activation", "largest magnitude in the output"),
+    _module(
+        "output_zero_fraction",
+        "P(y=0)",
+        "share",
+        "share of output entries that are exactly zero",
+    ),
+    _module(
+        "output_nonfinite",
+        "#NaN,Inf",
+        "count",
+        "number of output entries that are NaN or infinite",
+    ),
+    _module(
+        "output_saturated_fraction",
+        "saturated",
+        "share",
+        "share of outputs within 1.5 % of the range's end (bounded activations only)",
+    ),
+    _module(
+        "dead_unit_fraction",
+        "dead",
+        "share",
+        "share of units that were zero for each of the last N recorded samples",
+    ),
+    _module(
+        "output_grad_norm",
+        "‖∂L/∂y‖",
+        "loss/activation",
+        "2-norm of the gradient arriving at the output",
+    ),
+    _module(
+        "output_grad_rms",
+        "rms(∂L/∂y)",
+        "loss/activation",
+        "root mean square of that gradient's entries",
+    ),
+    _module(
+        "output_grad_absmax",
+        "max|∂L/∂y|",
+        "loss/activation",
+        "largest magnitude in that gradient",
+    ),
+    _module(
+        "output_grad_zero_fraction",
+        "P(∂L/∂y=0)",
+        "share",
+        "share of that gradient's entries that are exactly zero",
+    ),
+    _module(
+        "output_grad_nonfinite",
+        "#NaN,Inf",
+        "count",
+        "number of that gradient's entries that are NaN or infinite",
+    ),
+)
+
+SIGNALS: tuple[Quantity, ...] = (
+    _signal("mean", "mean(x)", "signal", "mean of the signal's entries"),
+    _signal("std", "std(x)", "signal", "population standard deviation of its entries"),
+    _signal("rms", "rms(x)", "signal", "root mean square of its entries"),
+    _signal("absmax", "max|x|", "signal", "largest magnitude among its entries"),
+    _signal("nonfinite", "#NaN,Inf", "count", "number of entries that are NaN or infinite"),
+)
+
+CATALOGUE: dict[TableName, tuple[Quantity, ...]] = {
+    "parameters": PARAMETERS,
+    "modules": MODULES,
+    "signals": SIGNALS,
+}

@@ -1,0 +1,123 @@
+"""What was measured, as read-only arrays: Entity, Table, Run."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from functools import cached_property
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradscope.errors import ConfigError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FloatArray = NDArray[np.floating[Any]]
+StepArray = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Entity:
+    """One thing that is measured: a parameter, one use of a module, or a signal.
+
+    `name` is the qualified name the model gives it; further uses of one module are called
+    `name#1`, `name#2`. `depth` is the order of first execution, not of registration. `shape`
+    is the parameter's, or that of the module's output when it was first recorded.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    numel: int
+    depth: int
+    group: str
+    type: str
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """Entities × recorded steps × quantities. NaN means "not measured".
+
+    `values` is float32 of shape (quantities, steps, entities), read-only.
+    """
+
+    entities: tuple[Entity, ...]
+    steps: StepArray
+    quantities: tuple[str, ...]
+    values: FloatArray
+
+    def __post_init__(self) -> None:
+        expected = (len(self.quantities), len(self.steps), len(self.entities))
+        if self.values.shape != expected:
+            message = f"a table's values have shape {self.values.shape}, expected {expected}"
+            raise ConfigError(message)
+        self.values.flags.writeable = False
+        self.steps.flags.writeable = False
+
+    def __getitem__(self, quantity: str) -> FloatArray:
+        """The quantity as an array of shape (steps, entities)."""
+        try:
+            index = self.quantities.index(quantity)
+        except ValueError:
+            near = get_close_matches(quantity, self.quantities, n=1)
+            hint = (
+                f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(self.quantities)}"
+            )
+            message = f"no quantity {quantity!r} in this table; {hint}"
+            raise ConfigError(message) from None
+        result: FloatArray = self.values[index]
+        return result
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """The entities' names, in the order of the columns."""
+        return tuple(entity.name for entity in self.entities)
+
+    def frame(self) -> "pd.DataFrame":
+        """A tidy DataFrame: one row per recorded step and entity, one column per quantity."""
+        import pandas as pd  # noqa: PLC0415  (a second to import; only exports need it)
+
+        steps, entities = len(self.steps), len(self.entities)
+        columns: dict[str, Any] = {
+            "step": np.repeat(self.steps, entities),
+            "name": np.tile(np.array(self.names, dtype=object), steps),
+        }
+        for attribute in ("depth", "group", "type"):
+            values = [getattr(entity, attribute) for entity in self.entities]
+            columns[attribute] = np.tile(np.array(values, dtype=object), steps)
+        for quantity in self.quantities:
+            columns[quantity] = self[quantity].reshape(-1)
+        frame: pd.DataFrame = pd.DataFrame(columns).astype({"depth": "int64"})
+        return frame
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One watched training, read from its log.
+
+    `steps` are all steps that were seen; `scalars` are aligned to them (NaN: not known at that
+    step). The tables hold the recorded steps only. `meta` holds what does not change from step
+    to step: model, optimizers, versions, cadence, `coverage`, `problems`, `left_out`.
+    """
+
+    parameters: Table
+    modules: Table
+    signals: Table
+    steps: StepArray
+    scalars: Mapping[str, FloatArray]
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for values in self.scalars.values():
+            values.flags.writeable = False
+        self.steps.flags.writeable = False
+        object.__setattr__(self, "scalars", MappingProxyType(dict(self.scalars)))
+        object.__setattr__(self, "meta", MappingProxyType(dict(self.meta)))
+
+    @property
+    def recorded_steps(self) -> StepArray:
+        """The steps at which the tables were recorded."""
+        return self.parameters.steps

@@ -1,0 +1,36 @@
+"""What all tests share: golden files, one thread."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+# Small tensors on two threads in each of two processes wait for one another, a hundredfold.
+# Read by torch when it is imported, here and in the programs that tests start.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--update-golden", action="store_true", help="write what is made to tests/golden/"
+    )
+
+
+@pytest.fixture
+def check_golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
+    """Compare a text with its golden file, or write the file when asked to."""
+    update = bool(request.config.getoption("--update-golden"))
+
+    def check(name: str, made: str) -> None:
+        path = GOLDEN / name
+        if update:
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(made, encoding="utf-8")
+        assert made == path.read_text(encoding="utf-8"), (
+            "run pytest --update-golden, then read the diff"
+        )
+
+    return check
