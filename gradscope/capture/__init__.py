@@ -1,0 +1,1 @@
+"""Capture: a model in training → sufficient statistics of its tensors, without changing a bit."""

@@ -1,0 +1,58 @@
+"""What watch() was asked for, checked before training begins."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Literal, get_args
+
+from gradscope.errors import ConfigError, ConfigTypeError
+
+Level = Literal["parameters", "full"]
+LEVELS: tuple[str, ...] = get_args(Level)
+
+
+@dataclass(frozen=True, slots=True)
+class CaptureConfig:
+    """The settings of one watch, valid by construction."""
+
+    every: int | None = None
+    level: str = "full"
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    loss_is_progress: bool = True
+
+    # A unit counts as dead when it was zero for this many recorded samples in a row. A healthy
+    # unit that fires for 2 % of the samples stays silent that long once in 175 times.
+    dead_after_samples: int = 256
+    # A cell called once per time step would fill the tables; further uses are counted, not kept.
+    max_uses: int = 16
+
+    def __post_init__(self) -> None:
+        if self.every is not None:
+            if isinstance(self.every, bool) or not isinstance(self.every, int):
+                message = f"every={self.every!r} is not a whole number of steps"
+                raise ConfigTypeError(message)
+            if self.every < 1:
+                message = f"every={self.every} records nothing; 1 records each step, 10 every tenth"
+                raise ConfigError(message)
+        if self.level not in LEVELS:
+            message = f"level={self.level!r} is not available; choose from {', '.join(LEVELS)}"
+            raise ConfigError(message)
+
+    def selects(self, name: str) -> bool:
+        """Whether the qualified name is to be watched."""
+        if self.include and not any(fnmatchcase(name, pattern) for pattern in self.include):
+            return False
+        return not any(fnmatchcase(name, pattern) for pattern in self.exclude)
+
+
+def patterns(argument: str, value: str | Sequence[str] | None) -> tuple[str, ...]:
+    """One pattern or several, as a tuple."""
+    if value is None:
+        return ()
+    if isinstance(value, str):
+        return (value,)
+    if not isinstance(value, Sequence) or not all(isinstance(p, str) for p in value):
+        message = f"{argument}={value!r} must be a pattern or a sequence of patterns (fnmatch)"
+        raise ConfigTypeError(message)
+    return tuple(value)

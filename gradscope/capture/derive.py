@@ -1,0 +1,150 @@
+"""Sufficient statistics → the quantities of the tables: the one place that knows the formulas."""
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradscope.capture.statistics import MOMENTS
+from gradscope.quantities import CATALOGUE, TableName
+
+F64 = NDArray[np.float64]
+
+# What a row of numbers holds:
+What = Literal[
+    "gradient",  # moments of a parameter's gradient
+    "weight",  # Σw² of the finite entries, their number
+    "update",  # Σ Δw², Σ g·Δw, Σ g² over the sampled coordinates, entries / sampled
+    "output",  # moments of a module's output
+    "output_gradient",  # moments of the gradient arriving there
+    "saturated",  # outputs at the end of their range, outputs
+    "dead",  # dead units, units
+    "signal",  # moments of a signal
+]
+RowsByKind = dict[What, list[tuple[int, F64]]]
+
+_COUNT, _SUM, _SUMSQ, _MIN, _MAX, _ZEROS, _NONFINITE = range(len(MOMENTS))
+
+
+def tables(
+    rows: RowsByKind,
+    flags: Mapping[str, Mapping[int, float]],
+    sizes: Mapping[TableName, int],
+) -> dict[TableName, NDArray[np.float32]]:
+    """The tables of one step, each of shape (quantities, entities); NaN: not measured."""
+    return {
+        "parameters": _table("parameters", sizes, _parameters(rows, flags)),
+        "modules": _table("modules", sizes, _modules(rows)),
+        "signals": _table("signals", sizes, _signals(rows)),
+    }
+
+
+# Per quantity: the entities it is known for, and its values.
+_Columns = dict[str, tuple[NDArray[np.int64], F64]]
+
+
+def _table(
+    name: TableName, sizes: Mapping[TableName, int], columns: _Columns
+) -> NDArray[np.float32]:
+    table = np.full((len(CATALOGUE[name]), sizes[name]), np.nan)
+    for row, quantity in zip(table, CATALOGUE[name], strict=True):
+        if quantity.name in columns:
+            entities, values = columns[quantity.name]
+            row[entities] = values
+    with np.errstate(over="ignore"):
+        # What float32 can't hold becomes infinite: larger than every limit.
+        return table.astype(np.float32)
+
+
+def _parameters(rows: RowsByKind, flags: Mapping[str, Mapping[int, float]]) -> _Columns:
+    columns = _described("grad_", rows.get("gradient"))
+    for quantity, known in flags.items():
+        columns[quantity] = (np.array(list(known), np.int64), np.array(list(known.values())))
+    norms: dict[int, float] = {}
+    if "weight" in rows:
+        entities, total = merge_sums(rows["weight"])
+        norm = np.sqrt(total[:, 0])
+        columns["weight_norm"] = (entities, norm)
+        columns["weight_rms"] = (entities, norm / np.sqrt(np.maximum(total[:, 1], 1)))
+        norms = dict(zip(entities.tolist(), norm.tolist(), strict=True))
+    if "update" in rows:
+        entities, total = merge_sums(rows["update"])
+        change = np.sqrt(total[:, 0])
+        # A sample of the coordinates stands for all of them.
+        whole = change * np.sqrt(total[:, 3])
+        before = np.array([norms.get(entity, np.nan) for entity in entities.tolist()])
+        columns["update_norm"] = (entities, whole)
+        columns["update_ratio"] = (entities, _ratio(whole, before))
+        columns["update_gradient_cosine"] = (
+            entities,
+            _ratio(total[:, 1], change * np.sqrt(total[:, 2])),
+        )
+    return columns
+
+
+def _modules(rows: RowsByKind) -> _Columns:
+    columns = _described("output_", rows.get("output"))
+    columns |= _described("output_grad_", rows.get("output_gradient"))
+    shares: tuple[tuple[What, str], ...] = (
+        ("saturated", "output_saturated_fraction"),
+        ("dead", "dead_unit_fraction"),
+    )
+    for what, quantity in shares:
+        if what in rows:
+            entities, total = merge_sums(rows[what])
+            columns[quantity] = (entities, _ratio(total[:, 0], total[:, 1]))
+    return columns
+
+
+def _signals(rows: RowsByKind) -> _Columns:
+    return _described("", rows.get("signal"))
+
+
+def merge_sums(rows: Sequence[tuple[int, F64]]) -> tuple[NDArray[np.int64], F64]:
+    """The rows of each entity added up: (entities, sums)."""
+    entities, inverse = np.unique([entity for entity, _ in rows], return_inverse=True)
+    total = np.zeros((len(entities), len(rows[0][1])))
+    np.add.at(total, inverse, np.stack([numbers for _, numbers in rows]))
+    return entities, total
+
+
+def merge_moments(rows: Sequence[tuple[int, F64]]) -> tuple[NDArray[np.int64], F64]:
+    """The moments of each entity over micro-batches: exact, in any order."""
+    entities, total = merge_sums(rows)
+    total[:, _MIN], total[:, _MAX] = np.inf, -np.inf
+    at = np.searchsorted(entities, [entity for entity, _ in rows])
+    numbers = np.stack([numbers for _, numbers in rows])
+    np.minimum.at(total[:, _MIN], at, numbers[:, _MIN])
+    np.maximum.at(total[:, _MAX], at, numbers[:, _MAX])
+    return entities, total
+
+
+def _described(prefix: str, rows: Sequence[tuple[int, F64]] | None) -> _Columns:
+    """Norm, rms, mean, std, absmax, zero fraction and non-finite count.
+
+    NaN where no entry was finite; the count of non-finite entries is always known.
+    """
+    if not rows:
+        return {}
+    entities, merged = merge_moments(rows)
+    count = np.where(merged[:, _COUNT] > 0, merged[:, _COUNT], np.nan)
+    mean = merged[:, _SUM] / count
+    square = merged[:, _SUMSQ] / count
+    quantities = {
+        "norm": np.sqrt(square * count),
+        "rms": np.sqrt(square),
+        "mean": mean,
+        "std": np.sqrt(np.maximum(square - mean**2, 0.0)),
+        "absmax": np.where(count > 0, np.maximum(merged[:, _MAX], -merged[:, _MIN]), np.nan),
+        "zero_fraction": merged[:, _ZEROS] / count,
+        "nonfinite": merged[:, _NONFINITE],
+    }
+    return {prefix + name: (entities, values) for name, values in quantities.items()}
+
+
+def _ratio(above: F64, below: F64) -> F64:
+    """The quotient; NaN where it is not defined."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        quotient: F64 = np.where(below > 0, above / below, np.nan)
+    return quotient

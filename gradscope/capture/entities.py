@@ -1,0 +1,229 @@
+"""Which parameters, module uses and signals there are: their names, groups, depth, table rows."""
+
+import math
+from collections.abc import Iterator
+from typing import get_args
+
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
+
+from gradscope.capture.config import CaptureConfig
+from gradscope.quantities import TableName
+from gradscope.record import Entity
+
+_ROOT = "(root)"
+
+_CONVOLUTIONS = (nn.modules.conv._ConvNd,)  # noqa: SLF001  (the only common base)
+_NORMS = (
+    nn.modules.batchnorm._NormBase,  # noqa: SLF001
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.LocalResponseNorm,
+)
+_POOLS = (
+    nn.modules.pooling._MaxPoolNd,  # noqa: SLF001
+    nn.modules.pooling._AvgPoolNd,  # noqa: SLF001
+    nn.modules.pooling._AdaptiveAvgPoolNd,  # noqa: SLF001
+    nn.modules.pooling._AdaptiveMaxPoolNd,  # noqa: SLF001
+)
+_GROUPS: tuple[tuple[str, tuple[type[nn.Module], ...]], ...] = (
+    ("convolution", _CONVOLUTIONS),
+    ("norm", _NORMS),
+    ("pooling", _POOLS),
+    ("linear", (nn.Linear, nn.Bilinear)),
+    ("embedding", (nn.Embedding, nn.EmbeddingBag)),
+    ("recurrent", (nn.RNNBase, nn.RNNCellBase)),
+    ("attention", (nn.MultiheadAttention,)),
+    ("dropout", (nn.modules.dropout._DropoutNd,)),  # noqa: SLF001
+)
+
+
+def module_group(module: nn.Module) -> str:
+    """What kind of layer it is."""
+    for group, types in _GROUPS:
+        if isinstance(module, types):
+            return group
+    name = type(module).__name__
+    if type(module).__module__ == "torch.nn.modules.activation":
+        return "activation"
+    # RMSNorm, and the norms that model libraries bring along.
+    if name.endswith(("Norm", "Norm1d", "Norm2d", "Norm3d")):
+        return "norm"
+    return "container" if next(module.children(), None) is not None else "other"
+
+
+def parameter_group(name: str, owner: nn.Module) -> str:
+    """The group within which a parameter is judged."""
+    leaf = name.rpartition(".")[2]
+    if "lora_" in name:
+        return "adapter"
+    kind = module_group(owner)
+    if kind in {"norm", "embedding"}:
+        return kind
+    if leaf.startswith("bias") or leaf.endswith("bias"):
+        return "bias"
+    if ".experts." in name:
+        return "expert"
+    return "attention" if kind == "attention" else "weight"
+
+
+def channels_first(module: nn.Module) -> bool | None:
+    """Whether the units of the output are dimension 1; None: as its input has them."""
+    if isinstance(module, (*_CONVOLUTIONS, *_POOLS, nn.GroupNorm, nn.LocalResponseNorm)):
+        return True
+    if isinstance(module, nn.modules.batchnorm._NormBase):  # noqa: SLF001
+        return True
+    if module_group(module) in {"activation", "dropout", "other", "container"}:
+        return None
+    return False
+
+
+def watched_modules(model: nn.Module, config: CaptureConfig) -> dict[nn.Module, str]:
+    """Leaves, direct children of ModuleList and Sequential, and the root, by name."""
+    lists = (nn.ModuleList, nn.Sequential)
+    listed = {
+        child
+        for parent in model.modules()
+        if isinstance(parent, lists)
+        for child in parent.children()
+    }
+    # Its children are used as containers of weights: they never run.
+    inside = {
+        child
+        for parent in model.modules()
+        if isinstance(parent, nn.MultiheadAttention)
+        for child in parent.children()
+    }
+    found: dict[nn.Module, str] = {}
+    for name, module in model.named_modules():
+        # A ModuleList has no forward to hook.
+        if module in inside or isinstance(module, (nn.ModuleList, nn.ModuleDict, nn.ParameterList)):
+            continue
+        is_leaf = next(module.children(), None) is None or isinstance(module, nn.MultiheadAttention)
+        if (is_leaf or module in listed or module is model) and config.selects(name or _ROOT):
+            found[module] = name or _ROOT
+    return found
+
+
+class Roster:
+    """The entities of a run: append-only lists, and the row of each in its table."""
+
+    def __init__(self, model: nn.Module, config: CaptureConfig) -> None:
+        self.model = model
+        self._config = config
+        self._rows: dict[TableName, dict[str, int]] = {table: {} for table in get_args(TableName)}
+        self._unwritten: dict[TableName, list[Entity]] = {
+            table: [] for table in get_args(TableName)
+        }
+        # The start of each module's first run: the depth of what belongs to it.
+        self._started: dict[str, int] = {}
+        # Of the parameters as they were last resolved, by identity.
+        self.parameters: dict[int, tuple[int, Tensor]] = {}
+
+    def count(self, table: TableName) -> int:
+        """How many entities the table has so far."""
+        return len(self._rows[table])
+
+    def take_new(self, table: TableName) -> list[Entity]:
+        """The entities that have come since the last call."""
+        new, self._unwritten[table] = self._unwritten[table], []
+        return new
+
+    def started(self, name: str, use: int) -> None:
+        """A module begins to run."""
+        self._started.setdefault(_use_name(name, use), len(self._started))
+
+    def module(self, name: str, use: int, module: nn.Module, output: Tensor) -> int:
+        """The row of one use of a module; registers it if it is new."""
+        full_name = _use_name(name, use)
+        row = self._rows["modules"].get(full_name)
+        if row is not None:
+            return row
+        self.started(name, use)
+        entity = Entity(
+            name=full_name,
+            kind="module",
+            shape=tuple(output.shape),
+            numel=output.numel(),
+            depth=self._started[full_name],
+            group=module_group(module),
+            type=type(module).__name__,
+        )
+        return self._add("modules", entity)
+
+    def module_name(self, row: int) -> str:
+        """The name of the module use in this row."""
+        return list(self._rows["modules"])[row]
+
+    def signal(self, name: str, tensor: Tensor) -> int:
+        """The row of a signal; registers it if it is new."""
+        row = self._rows["signals"].get(name)
+        if row is not None:
+            return row
+        depth = len(self._rows["signals"])
+        entity = Entity(name, "signal", tuple(tensor.shape), tensor.numel(), depth, "signal", name)
+        return self._add("signals", entity)
+
+    def resolve_parameters(self) -> None:
+        """Look the model's parameters up anew: by name, because objects may be replaced."""
+        found = [
+            (name, owner, parameter)
+            for name, owner, parameter in _owned_parameters(self.model)
+            if self._config.selects(name) and not isinstance(parameter, UninitializedParameter)
+        ]
+        rows = self._rows["parameters"]
+        earliest = self._earliest()
+        # By depth; the order of registration where that is the same.
+        new = sorted(
+            (entry for entry in found if entry[0] not in rows),
+            key=lambda entry: _depth(entry[0].rpartition(".")[0] or _ROOT, earliest),
+        )
+        for name, owner, parameter in new:
+            entity = Entity(
+                name=name,
+                kind="parameter",
+                shape=tuple(parameter.shape),
+                numel=parameter.numel(),
+                depth=len(rows),
+                group=parameter_group(name, owner),
+                type=type(owner).__name__,
+            )
+            self._add("parameters", entity)
+        self.parameters = {id(p): (rows[name], p) for name, _, p in found}
+
+    def _earliest(self) -> dict[str, int]:
+        """For each module, also one that has no hook of its own, when it or a part first ran."""
+        earliest: dict[str, int] = {}
+        for name, start in self._started.items():
+            prefix = name
+            while prefix:
+                earliest[prefix] = min(start, earliest.get(prefix, start))
+                prefix = prefix.rpartition(".")[0]
+        return earliest
+
+    def _add(self, table: TableName, entity: Entity) -> int:
+        rows = self._rows[table]
+        rows[entity.name] = len(rows)
+        self._unwritten[table].append(entity)
+        return rows[entity.name]
+
+
+def _use_name(name: str, use: int) -> str:
+    return f"{name}#{use}" if use else name
+
+
+def _depth(owner: str, earliest: dict[str, int]) -> float:
+    """When the owner, or else the nearest module around it, first ran; what never ran is last."""
+    while owner and owner not in earliest:
+        owner = owner.rpartition(".")[0]
+    return earliest[owner] if owner else math.inf
+
+
+def _owned_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Module, Tensor]]:
+    """Every parameter once, under its first name, with the module that holds it."""
+    seen: set[int] = set()
+    for prefix, owner in model.named_modules():
+        for name, parameter in owner._parameters.items():  # noqa: SLF001  (named_parameters hides the owner)
+            if parameter is not None and id(parameter) not in seen:
+                seen.add(id(parameter))
+                yield (f"{prefix}.{name}" if prefix else name), owner, parameter

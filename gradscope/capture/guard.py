@@ -1,0 +1,70 @@
+"""The one place where a failure of gradscope's own ends: a part is disabled, training goes on."""
+
+import contextlib
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ParamSpec
+
+from gradscope.errors import GradscopeWarning
+
+P = ParamSpec("P")
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something that could not be done, and which part of gradscope it stopped or limits."""
+
+    part: str
+    message: str
+
+
+def warn(message: str) -> None:
+    """Tell the user once; a filter that turns warnings into errors must not stop training."""
+    with contextlib.suppress(GradscopeWarning):
+        # The frames between here and the training loop are torch's and gradscope's.
+        warnings.warn(f"gradscope: {message}", GradscopeWarning, stacklevel=2)
+
+
+def in_words(error: BaseException) -> str:
+    """Type and text of an exception; some have a text that fails in its turn."""
+    text = "?"
+    with contextlib.suppress(Exception):
+        text = str(error)
+    return f"{type(error).__name__}: {text}"
+
+
+class Guard:
+    """Runs gradscope's code inside the training loop; nothing it catches reaches the loop."""
+
+    def __init__(self, report: Callable[[Problem], None]) -> None:
+        self._report = report
+        self._disabled: set[str] = set()
+        self._said: set[Problem] = set()
+        self.problems: list[Problem] = []
+
+    def run(self, part: str, action: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
+        """Run the action unless its part is disabled; an exception disables the part."""
+        if part in self._disabled:
+            return
+        try:
+            action(*args, **kwargs)
+        except Exception as error:  # noqa: BLE001  (training must not stop because of us)
+            self.disable(part, in_words(error))
+
+    def disable(self, part: str, reason: str) -> None:
+        """Switch a part off for the rest of the run, and say so once."""
+        if part not in self._disabled:
+            self._disabled.add(part)
+            self.say(part, f"{part} disabled: {reason}")
+
+    def say(self, part: str, message: str, *, aloud: bool = True) -> None:
+        """Note a limit for the report, once, and aloud if the user should act on it."""
+        problem = Problem(part, message)
+        if problem in self._said:
+            return
+        self._said.add(problem)
+        self.problems.append(problem)
+        if aloud:
+            warn(message)
+        self._report(problem)

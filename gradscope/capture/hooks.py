@@ -1,0 +1,134 @@
+"""The only place where a hook is registered or removed."""
+
+import contextlib
+import weakref
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.optimizer import (
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
+
+
+class Handle(Protocol):
+    """What torch returns for a registered hook."""
+
+    def remove(self) -> None:
+        """Remove the hook."""
+
+
+def _inert() -> Callable[..., None]:
+    # Takes any arguments, returns None, is pickled by name from the standard library: a model
+    # saved while it is watched loads where gradscope isn't installed.
+    return contextlib.nullcontext().__exit__
+
+
+class ModuleHook:
+    """A hook on a module, for one owner; copies and pickles of the module hold an inert one.
+
+    Returns None always: any other value would replace the module's input or output.
+    """
+
+    __slots__ = ("_target", "owner")
+
+    def __init__(self, owner: object, target: Callable[..., None]) -> None:
+        self.owner = owner
+        self._target: Callable[..., None] | None = target
+
+    def __call__(self, *args: Any) -> None:
+        """Hand on what torch gives a hook."""
+        if self._target is not None:
+            self._target(*args)
+
+    def release(self) -> None:
+        """Do nothing from now on: torch still calls a hook that is removed while others run."""
+        self._target = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., None]:
+        return _inert()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (getattr, (contextlib.nullcontext(), "__exit__"))
+
+
+class Hooks:
+    """The hooks of one owner, removed together. Removing twice is harmless."""
+
+    def __init__(self, owner: object) -> None:
+        self._owner = owner
+        self._handles: list[Handle] = []
+        self._hooks: list[ModuleHook] = []
+
+    def before_forward(
+        self, module: nn.Module, target: Callable[[nn.Module, Any, Any], None]
+    ) -> None:
+        """Call target(module, args, kwargs) before the module's forward."""
+        hook = self._made(target)
+        self._handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+
+    def after_forward(
+        self, module: nn.Module, target: Callable[[nn.Module, Any, Any, Any], None]
+    ) -> None:
+        """Call target(module, args, kwargs, output) after the module's forward."""
+        hook = self._made(target)
+        self._handles.append(module.register_forward_hook(hook, with_kwargs=True))
+
+    def _made(self, target: Callable[..., None]) -> ModuleHook:
+        self._hooks.append(ModuleHook(self._owner, target))
+        return self._hooks[-1]
+
+    def around_step(
+        self,
+        optimizer: Optimizer,
+        before: Callable[[Optimizer, Any, Any], Any],
+        after: Callable[[Optimizer, Any, Any], None],
+    ) -> None:
+        """Call before and after each step of the optimizer."""
+        self._handles.append(optimizer.register_step_pre_hook(before))
+        self._handles.append(optimizer.register_step_post_hook(after))
+
+    def around_any_step(
+        self,
+        before: Callable[[Optimizer, Any, Any], Any],
+        after: Callable[[Optimizer, Any, Any], None],
+    ) -> None:
+        """Call before and after each step of any optimizer in the process.
+
+        `before` and `after` are bound methods; torch's global list keeps neither alive.
+        """
+        self._handles.append(register_optimizer_step_pre_hook(_weakly(before)))
+        self._handles.append(register_optimizer_step_post_hook(_weakly(after)))
+
+    def remove(self) -> None:
+        """Remove them all."""
+        while self._hooks:
+            self._hooks.pop().release()
+        while self._handles:
+            self._handles.pop().remove()
+
+
+def _weakly(method: Callable[..., Any]) -> Callable[..., Any]:
+    reference = weakref.WeakMethod(method)
+
+    def call(*args: Any) -> Any:
+        target = reference()
+        return None if target is None else target(*args)
+
+    return call
+
+
+def on_gradient(output: Tensor, target: Callable[[Tensor], None]) -> None:
+    """Call target(gradient) when the gradient arrives at the output; goes with the graph.
+
+    `target` must return None and must not refer to the output: that would leak it.
+    """
+    output.register_hook(target)
+
+
+def owners(module: nn.Module) -> list[object]:
+    """Who has hooks of this kind on the module."""
+    hooks = list(module._forward_pre_hooks.values())  # noqa: SLF001  (torch has no public list)
+    return [hook.owner for hook in hooks if isinstance(hook, ModuleHook)]

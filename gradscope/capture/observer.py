@@ -1,0 +1,514 @@
+"""The step: when it opens and closes, what is read in it, and where that goes."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from gradscope.capture import statistics
+from gradscope.capture.cadence import is_recorded
+from gradscope.capture.config import CaptureConfig
+from gradscope.capture.context import called_by_grad_scaler, is_set_apart
+from gradscope.capture.entities import Roster
+from gradscope.capture.guard import Guard
+from gradscope.capture.modules import ModuleTaps
+from gradscope.capture.outputs import first_tensor, output_loss
+from gradscope.capture.parameters import CoordinateSamples, ParameterReader
+from gradscope.capture.recorder import PATIENCE, Packet, Pulse, Recorder, Rows
+from gradscope.log.writer import RunWriter
+from gradscope.quantities import CATALOGUE, TableName
+
+STEPS = "step tracking"
+SCALARS = "scalars"
+
+# Pulses of unrecorded steps wait for the next record, but not more of them than this.
+_MAX_PENDING = 256
+# By then every loop has logged its loss once.
+_LOSS_EXPECTED_AFTER = 3
+# Names that mean something of gradscope's own in the log.
+_RESERVED = frozenset({"step", "nonfinite", "grad_norm", "grad_norm_before_clip"})
+
+# Where a loss was seen; a later one of these outranks an earlier.
+_LOSS_SOURCES = ("output", "criterion", "log")
+
+
+@dataclass(slots=True)
+class _Step:
+    """The step that is open."""
+
+    number: int
+    pulse: Pulse
+    rows: Rows | None
+    reader: ParameterReader | None = None
+    # Identities of the optimizers that have stepped; 0 for a hand-written update.
+    stepped: set[int] = field(default_factory=set)
+
+
+class Observer:
+    """Follows one model's training: its handlers are called by hooks, and by the user's Scope.
+
+    A step is what one `optimizer.step()` was given. It opens at the first forward or backward
+    in grad mode after the last one closed, and closes at the next such forward after an
+    optimizer stepped, when the same optimizer steps again, or when it is asked to.
+    """
+
+    def __init__(
+        self, model: nn.Module, config: CaptureConfig, guard: Guard, *, outputs: bool
+    ) -> None:
+        self.model = model
+        self._config = config
+        self._guard = guard
+        self._roster = Roster(model, config)
+        self._taps = ModuleTaps(self._roster, config, guard) if outputs else None
+        self._samples = CoordinateSamples()
+        # Set by the owner, as is the recorder: hooks the parts, when they are to be hooked.
+        self.watch_parts: Callable[[], None] = lambda: None
+        self._watching_parts = False
+        self.recorder: Recorder | None = None
+        self._open: _Step | None = None
+        self._next = 0
+        self._pending: list[Pulse] = []
+        self._early: Pulse | None = None
+        self._closed_pulse: Pulse | None = None
+        self._flushed_at = time.monotonic()
+        self._loss_seen = False
+        self._ours: WeakKeyDictionary[Optimizer, tuple[int, bool]] = WeakKeyDictionary()
+        self._optimizers: WeakKeyDictionary[Optimizer, str] = WeakKeyDictionary()
+        self._optimizer_notes: dict[int, dict[str, Any]] = {}
+        self.counts = {
+            "forwards": 0,
+            "optimizer_steps": 0,
+            "closed_steps": 0,
+            "recorded_steps": 0,
+        }
+        self._coverage: dict[str, Any] = {}
+
+    # Handlers for hooks: signatures are torch's.
+
+    def before_forward(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        """The model's forward begins."""
+        del module
+        if is_set_apart():
+            return
+        if torch.is_grad_enabled():
+            self._guard.run(STEPS, self._forward_begins, args, kwargs)
+        elif self._taps is not None:
+            self._taps.forward_ends()
+
+    def before_part(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        """A part of a model whose own forward is not called begins its forward."""
+        del module, args, kwargs
+        if torch.is_grad_enabled() and not is_set_apart():
+            self._guard.run(STEPS, self._part_begins)
+
+    def after_forward(
+        self,
+        module: nn.Module,
+        args: Any,
+        kwargs: Any,
+        output: Any,
+    ) -> None:
+        """The model's forward ends."""
+        del module, args, kwargs
+        if torch.is_grad_enabled() and not is_set_apart():
+            if self._taps is not None:
+                self._taps.forward_ends()
+            self._guard.run(SCALARS, self._see_output_loss, output)
+
+    def after_criterion(
+        self,
+        module: nn.Module,
+        args: Any,
+        kwargs: Any,
+        output: Any,
+    ) -> None:
+        """The criterion's forward ends."""
+        del module
+        if is_set_apart():
+            return
+        self._guard.run(SCALARS, self._see_criterion, args, kwargs, output)
+
+    def before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
+        """An optimizer's step begins; returns its arguments if the closure is to be wrapped."""
+        wrapped: list[tuple[Any, Any]] = []
+        self._guard.run(STEPS, self._step_begins, optimizer, args, kwargs, wrapped)
+        return wrapped[0] if wrapped else None
+
+    def after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        """An optimizer's step ends."""
+        del args, kwargs
+        self._guard.run(STEPS, self._step_ends, optimizer)
+
+    # What the user's Scope calls.
+
+    def log(
+        self,
+        loss: object,
+        target: object,
+        output: object,
+        grad_norm: object,
+        scalars: dict[str, object],
+    ) -> None:
+        """Numbers and signals for the open step, or for the one that has just closed."""
+        step = self._open
+        if loss is not None and (value := self._number("loss", loss)) is not None:
+            self._see_loss(value, "log")
+        pulse = self._pulse_to_log_to()
+        for name, given in {"grad_norm_before_clip": grad_norm, **scalars}.items():
+            if given is None:
+                continue
+            if name in _RESERVED and name in scalars:
+                message = f"log({name}=...) is a name of gradscope's own; log it under another"
+                self._guard.say(SCALARS, message)
+            elif (value := self._number(name, given)) is not None:
+                # The user knows better than the optimizer's first group.
+                put = pulse.replace if name == "learning_rate" else pulse.add
+                put(name, value)
+        for name, signal in (("target", target), ("output", output)):
+            if step is not None and signal is not None:
+                self._see_signal(step, name, signal)
+        if step is None or step.stepped:
+            self._offer()
+
+    def hand_step(self) -> None:
+        """The gradients are complete, and a hand-written update is about to use them."""
+        if self._open is not None and self._open.stepped:
+            self.close_step()
+        step = self._ensure_open()
+        parameters: list[Tensor] = [p for p in self.model.parameters() if p.requires_grad]
+        self._read(step, parameters)
+        step.stepped.add(0)
+        self.counts["optimizer_steps"] += 1
+
+    @property
+    def optimizer_seen(self) -> bool:
+        """Whether a torch optimizer has stepped on this model's parameters."""
+        return bool(self._optimizer_notes)
+
+    def close_if_stepped(self) -> None:
+        """Close the open step unless it still gathers gradients."""
+        if self._open is not None and self._open.stepped:
+            self.close_step()
+
+    def coverage(self) -> dict[str, Any]:
+        """What was seen and what was not."""
+        return {
+            **self._coverage,
+            **self.counts,
+            "optimizers": list(self._optimizer_notes.values()),
+            "loss_seen": self._loss_seen,
+            "unfinished_step": self._open is not None,
+        }
+
+    def stop(self) -> None:
+        """Take the module hooks away."""
+        if self._taps is not None:
+            self._taps.disarm()
+
+    # Opening and closing.
+
+    def _forward_begins(self, args: Any, kwargs: Any) -> None:
+        if self._open is not None and self._open.stepped:
+            self.close_step()
+        step = self._ensure_open()
+        self.counts["forwards"] += 1
+        if self._taps is not None:
+            self._taps.forward_begins()
+        if step.rows is not None and step.reader is None:
+            self._see_signal(step, "input", (args, kwargs))
+
+    def _part_begins(self) -> None:
+        if self._open is not None and self._open.stepped:
+            self.close_step()
+        self._ensure_open()
+
+    def _ensure_open(self) -> _Step:
+        if self._open is None:
+            number = self._next
+            self._next += 1
+            rows = Rows() if is_recorded(number, self._config.every) else None
+            pulse, self._early = self._early or Pulse(number), None
+            self._open = _Step(number, pulse, rows)
+            if rows is not None and self._taps is not None:
+                self._taps.arm(rows)
+        return self._open
+
+    def close_step(self) -> None:
+        """Everything that belongs to the open step is known: hand it over."""
+        step, self._open = self._open, None
+        if step is None:
+            return
+        self.counts["closed_steps"] += 1
+        if step.rows is not None:
+            self._finish_record(step)
+        self._closed_pulse = step.pulse
+        self._pending.append(step.pulse)
+        self._flush(step.rows)
+        if self.counts["closed_steps"] == _LOSS_EXPECTED_AFTER and not self._loss_seen:
+            self._guard.say(
+                "loss",
+                "no loss was seen in the first 3 steps; add scope.log(loss=loss) to the loop, or "
+                "give watch(criterion=...) the loss module: without it harm can't be judged",
+            )
+
+    def _finish_record(self, step: _Step) -> None:
+        if self._taps is not None:
+            self._taps.finish()
+        if step.reader is not None:
+            step.reader.updates()
+        self.counts["recorded_steps"] += 1
+        self._note_coverage(step)
+
+    def _flush(self, rows: Rows | None) -> None:
+        """Hand over the record of the step that closed, or the pulses if it is time."""
+        waited = time.monotonic() - self._flushed_at
+        if rows is not None or len(self._pending) >= _MAX_PENDING or waited > PATIENCE:
+            self.flush(rows)
+        else:
+            self._offer()
+
+    def flush(self, rows: Rows | None = None) -> None:
+        """Hand over all that has gathered."""
+        if self.recorder is not None and self._pending:
+            self._write_new_entities()
+            self.recorder.submit(self._packet(rows, self._pending))
+            self._pending = []
+            self._flushed_at = time.monotonic()
+
+    def _offer(self) -> None:
+        """What is known now, in case that the loop pauses."""
+        if self.recorder is None:
+            return
+        step = self._open
+        if step is not None and step.stepped:
+            self._write_new_entities()
+            rows = step.rows.copy() if step.rows is not None else None
+            self.recorder.offer(self._packet(rows, [*self._pending, step.pulse]))
+        elif self._pending:
+            self.recorder.offer(self._packet(None, self._pending))
+
+    def _packet(self, rows: Rows | None, pulses: list[Pulse]) -> Packet:
+        # The recorder's thread reads them; the last may still be added to.
+        fixed = (*pulses[:-1], pulses[-1].copy())
+        return Packet(pulses[-1].step, rows, fixed, self._sizes())
+
+    def _sizes(self) -> dict[TableName, int]:
+        return {table: self._roster.count(table) for table in CATALOGUE}
+
+    def _write_new_entities(self) -> None:
+        if self.recorder is None:
+            return
+        for table in CATALOGUE:
+            new = self._roster.take_new(table)
+            if new:
+                self.recorder.call(partial(RunWriter.entities, table=table, new=new))
+
+    # The optimizer's step.
+
+    def _step_begins(
+        self,
+        optimizer: Optimizer,
+        args: Any,
+        kwargs: Any,
+        wrapped: list[tuple[Any, Any]],
+    ) -> None:
+        parameters = self._parameters_of(optimizer)
+        if not parameters:
+            return
+        if self._open is not None and id(optimizer) in self._open.stepped:
+            self.close_step()
+        step = self._ensure_open()
+        if "learning_rate" not in step.pulse.values:
+            rate = self._number("learning_rate", optimizer.param_groups[0].get("lr", math.nan))
+            step.pulse.add("learning_rate", math.nan if rate is None else rate)
+        self._note_optimizer(optimizer)
+        if step.rows is None:
+            return
+        if getattr(optimizer, "grad_scale", None) is not None:
+            message = (
+                f"{type(optimizer).__name__} is fused with a GradScaler: its gradients arrive "
+                "scaled, and are not recorded; build it with fused=False to see them"
+            )
+            self._guard.say("parameters", message)
+            return
+        if self._taps is not None and called_by_grad_scaler():
+            message = (
+                "output gradients are multiplied by the GradScaler's scale; parameters' are not"
+            )
+            self._guard.say("output gradients", message, aloud=False)
+        closure = args[1] if len(args) > 1 else kwargs.get("closure")
+        if not callable(closure):
+            self._read(step, parameters)
+            return
+
+        # With a closure the gradient exists when that first returns; nothing is updated before.
+        def watched_closure() -> Any:
+            result = closure()
+            self._guard.run(STEPS, self._read, step, parameters)
+            return result
+
+        if len(args) > 1:
+            wrapped.append(((args[0], watched_closure, *args[2:]), kwargs))
+        else:
+            wrapped.append((args, {**kwargs, "closure": watched_closure}))
+
+    @torch.no_grad()
+    def _read(self, step: _Step, parameters: list[Tensor]) -> None:
+        """Read what the optimizer is given; at the first reading also all weights."""
+        if step is not self._open or step.rows is None:
+            return
+        if step.reader is None:
+            self._roster.resolve_parameters()
+            step.reader = ParameterReader(self._roster, step.rows, self._samples)
+            step.reader.weights()
+        step.reader.read(parameters, [*self._held(), *parameters])
+        if self._taps is not None:
+            # The gradients of further forwards (a line search's, say) are nobody's.
+            self._taps.disarm()
+
+    def _step_ends(self, optimizer: Optimizer) -> None:
+        step = self._open
+        parameters = self._parameters_of(optimizer)
+        if step is None or not parameters:
+            return
+        step.stepped.add(id(optimizer))
+        self.counts["optimizer_steps"] += 1
+        if step.reader is not None:
+            with torch.no_grad():
+                step.reader.updates(parameters)
+        self._offer()
+        if not self.counts["forwards"] and not self._watching_parts:
+            # The loop calls the model's parts one by one, as GANs do.
+            self._watching_parts = True
+            self.watch_parts()
+
+    def _parameters_of(self, optimizer: Optimizer) -> list[Tensor]:
+        """The optimizer's parameters if it holds any of the model's, else none."""
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        identities = hash(tuple(map(id, parameters)))
+        known = self._ours.get(optimizer)
+        # Groups may be added in mid-training, and their content replaced.
+        if known is None or known[0] != identities:
+            model = {id(parameter) for parameter in self.model.parameters()}
+            known = (identities, any(id(parameter) in model for parameter in parameters))
+            self._ours[optimizer] = known
+        return parameters if known[1] else []
+
+    def expect(self, optimizer: Optimizer) -> None:
+        """An optimizer that was named when watching began."""
+        self._optimizers[optimizer] = type(optimizer).__name__
+
+    def _held(self) -> Iterator[Tensor]:
+        """The parameters of all optimizers that are known."""
+        for optimizer in self._optimizers:
+            for group in optimizer.param_groups:
+                yield from group["params"]
+
+    def _note_optimizer(self, optimizer: Optimizer) -> None:
+        self._optimizers[optimizer] = type(optimizer).__name__
+        if id(optimizer) not in self._optimizer_notes:
+            settings = {
+                key: value
+                for key, value in optimizer.param_groups[0].items()
+                if isinstance(value, (bool, int, float, str)) and _is_json(value)
+            }
+            note = {"type": type(optimizer).__name__, **settings}
+            self._optimizer_notes[id(optimizer)] = note
+
+    # The pulse and the signals.
+
+    def _pulse_to_log_to(self) -> Pulse:
+        """Of the open step; of the closed one if no other has begun; else of the first to come."""
+        if self._open is not None:
+            return self._open.pulse
+        if self._closed_pulse is None:
+            self._early = self._early or Pulse(0)
+            return self._early
+        # It is written again, with what is new.
+        if self._closed_pulse not in self._pending:
+            self._pending.append(self._closed_pulse)
+        return self._closed_pulse
+
+    def _number(self, name: str, value: object) -> Tensor | float | None:
+        """A number, on the device if it is there; None with a note if it is none."""
+        if isinstance(value, Tensor):
+            if value.numel() == 1 and not value.is_complex():
+                return value.detach().reshape(()).to(torch.float64, copy=True)
+            message = f"log({name}=...) got a tensor of shape {tuple(value.shape)}; it is dropped"
+        else:
+            try:
+                number: Any = value
+                return float(number)
+            except (TypeError, ValueError):
+                message = f"log({name}=...) got a {type(value).__name__}; it is dropped"
+        self._guard.say(SCALARS, f"{message}: only numbers can be logged")
+        return None
+
+    def _see_loss(self, loss: Tensor | float, source: str) -> None:
+        pulse, rank = self._pulse_to_log_to(), _LOSS_SOURCES.index(source)
+        if rank < pulse.loss_rank:
+            return
+        if rank > pulse.loss_rank:
+            pulse.loss_rank = rank
+            for name in ("loss", "nonfinite"):
+                pulse.values.pop(name, None)
+        self._loss_seen = True
+        pulse.add("loss", loss)
+        if isinstance(loss, Tensor):
+            pulse.add("nonfinite", (~torch.isfinite(loss)).to(torch.float64))
+        else:
+            pulse.add("nonfinite", float(not math.isfinite(loss)))
+
+    def _see_output_loss(self, output: Any) -> None:
+        loss = output_loss(output)
+        if loss is not None and self._open is not None:
+            self._see_loss(loss.detach().to(torch.float64, copy=True), "output")
+
+    def _see_criterion(self, args: Any, kwargs: Any, loss: Any) -> None:
+        step = self._open
+        if not (isinstance(loss, Tensor) and loss.requires_grad) or step is None:
+            return
+        self._see_loss(loss.detach().to(torch.float64, copy=True).mean(), "criterion")
+        for index, (name, keyword) in enumerate((("output", "input"), ("target", "target"))):
+            signal = args[index] if len(args) > index else kwargs.get(keyword)
+            if signal is not None:
+                self._see_signal(step, name, signal)
+
+    def _see_signal(self, step: _Step, name: str, value: object) -> None:
+        if step.rows is None:
+            return
+        plain = isinstance(value, Tensor) and value.dim() > 0 and not value.is_floating_point()
+        tensor = value if plain else first_tensor(value)
+        if isinstance(tensor, Tensor):
+            with torch.no_grad():
+                row = self._roster.signal(name, tensor)
+                step.rows.add("signal", row, statistics.moments(tensor))
+
+    def _note_coverage(self, step: _Step) -> None:
+        coverage: dict[str, Any] = {}
+        if step.reader is not None:
+            coverage["parameters"] = {
+                "expected": step.reader.expected,
+                "seen": step.reader.gradients_read,
+            }
+        if self._taps is not None:
+            coverage["modules"] = self._taps.coverage()
+        if coverage != self._coverage:
+            self._coverage = coverage
+            self.write_coverage()
+
+    def write_coverage(self) -> None:
+        """Write down what was seen so far."""
+        if self.recorder is not None:
+            self.recorder.call(partial(RunWriter.coverage, coverage=self.coverage()))
+
+
+def _is_json(value: float | str) -> bool:
+    return not isinstance(value, float) or math.isfinite(value)

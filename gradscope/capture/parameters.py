@@ -1,0 +1,134 @@
+"""Gradients, weights and updates of the parameters, as an optimizer's step is given them."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gradscope.capture import statistics
+from gradscope.capture.entities import Roster
+from gradscope.capture.recorder import Rows
+
+PART = "parameters"
+
+# Updates of larger tensors are measured on a sample: a copy of all would double the memory.
+_EXACT_UPTO = 65_536
+# The relative error of a norm from m coordinates is about 1/√(2m): 0.8 % for evenly sized ones.
+_SAMPLE = 8_192
+SAMPLING = (
+    f"updates of parameters above {_EXACT_UPTO} entries are measured on a fixed sample of {_SAMPLE}"
+)
+
+
+@dataclass(slots=True)
+class _Pending:
+    """A parameter between reading and update."""
+
+    row: int
+    parameter: Tensor
+    coordinates: Tensor | None
+    before: Tensor
+    gradient: Tensor
+
+
+class ParameterReader:
+    """Reads the parameters of one recorded step: each once, at its optimizer's step."""
+
+    def __init__(self, roster: Roster, rows: Rows, samples: "CoordinateSamples") -> None:
+        self._rows = rows
+        self._samples = samples
+        self._known = roster.parameters
+        self._read: set[int] = set()
+        self._missing: set[int] = set()
+        self._pending: list[_Pending] = []
+
+    @property
+    def gradients_read(self) -> int:
+        """How many parameters had a gradient so far."""
+        return len(self._read) - len(self._missing)
+
+    @property
+    def expected(self) -> int:
+        """How many trainable parameters there are."""
+        return sum(parameter.requires_grad for _, parameter in self._known.values())
+
+    def weights(self) -> None:
+        """The weights before any update, and the state of every parameter."""
+        for row, parameter in self._known.values():
+            self._rows.flag("requires_grad", row, float(parameter.requires_grad))
+            self._rows.flag("in_optimizer", row, 0.0)
+            if parameter.requires_grad:
+                # If it turns out to be in no optimizer its gradient is nobody's; but whether
+                # one arrived tells a forgotten parameter from an unused one.
+                self._rows.flag("grad_missing", row, float(parameter.grad is None))
+            self._rows.add("weight", row, statistics.squares(parameter))
+
+    def read(self, parameters: Iterable[Tensor], held: Iterable[Tensor]) -> None:
+        """The gradients, as an optimizer is given them; `held` are all that one will be given."""
+        for parameter in held:
+            known = self._known.get(id(parameter))
+            if known is not None:
+                self._rows.flag("in_optimizer", known[0], 1.0)
+        for parameter in parameters:
+            known = self._known.get(id(parameter))
+            if known is not None and parameter.requires_grad and known[0] not in self._read:
+                self._read.add(known[0])
+                self._read_one(known[0], parameter)
+
+    def _read_one(self, row: int, parameter: Tensor) -> None:
+        gradient = parameter.grad
+        self._rows.flag("grad_missing", row, float(gradient is None))
+        if gradient is None:
+            self._missing.add(row)
+            return
+        self._rows.add("gradient", row, statistics.moments(gradient))
+        if parameter.numel():
+            # The gradient too: the optimizer may write into it, a closure renews it.
+            dense = gradient.to_dense() if gradient.is_sparse else gradient
+            before = self._samples.take(parameter, parameter)
+            taken = self._samples.take(dense, parameter)
+            coordinates = self._samples.coordinates(parameter)
+            self._pending.append(_Pending(row, parameter, coordinates, before, taken))
+
+    def updates(self, parameters: Iterable[Tensor] | None = None) -> None:
+        """What the step changed, of these parameters (None: of all that were read)."""
+        wanted = None if parameters is None else {id(parameter) for parameter in parameters}
+        still_pending = []
+        for entry in self._pending:
+            if wanted is not None and id(entry.parameter) not in wanted:
+                still_pending.append(entry)
+                continue
+            after = statistics.plain(entry.parameter)
+            if entry.coordinates is not None:
+                after = after[entry.coordinates]
+            products = statistics.update_products(entry.before, after, entry.gradient)
+            scale = statistics.plain(entry.parameter).numel() / entry.before.numel()
+            self._rows.add("update", entry.row, products, scale)
+        self._pending = still_pending
+
+
+class CoordinateSamples:
+    """A fixed pseudo-random sample of coordinates for each large tensor size."""
+
+    def __init__(self) -> None:
+        self._by_size: dict[tuple[int, torch.device], Tensor] = {}
+
+    def coordinates(self, parameter: Tensor) -> Tensor | None:
+        """The sampled coordinates of the flat parameter; None: all of them."""
+        numel = parameter.numel() * (2 if parameter.is_complex() else 1)
+        if numel <= _EXACT_UPTO:
+            return None
+        key = (numel, parameter.device)
+        if key not in self._by_size:
+            # Its own generator: the user's random numbers stay what they are.
+            generator = torch.Generator("cpu").manual_seed(numel)
+            drawn = torch.randint(numel, (_SAMPLE,), generator=generator, device="cpu")
+            self._by_size[key] = drawn.to(parameter.device, non_blocking=True)
+        return self._by_size[key]
+
+    def take(self, tensor: Tensor, parameter: Tensor) -> Tensor:
+        """A copy of the tensor's entries at the parameter's sampled coordinates."""
+        flat = statistics.plain(tensor)
+        coordinates = self.coordinates(parameter)
+        return flat.clone() if coordinates is None else flat[coordinates]

@@ -1,0 +1,247 @@
+"""From device buffers to the log: one copy per recorded step, everything slow in a thread.
+
+The training thread collects small float64 tensors on the device. When a step closes they travel
+in one copy; the recorder's thread waits for it, derives the quantities and writes.
+"""
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from weakref import WeakMethod
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gradscope.capture import derive
+from gradscope.capture.guard import in_words
+from gradscope.log.writer import RunWriter
+from gradscope.quantities import TableName
+from gradscope.reporters.tensorboard import pulse_scalars, table_scalars
+
+F64 = NDArray[np.float64]
+
+# Half of what a kill may cost: a step that is done is written when it is this old, whether or
+# not the next has begun; the other half is for the writing.
+PATIENCE = 1.0
+# Beyond this many unwritten packets training waits for the disk: nothing is lost, and memory
+# stays bounded.
+_QUEUE = 64
+
+
+@dataclass(slots=True, eq=False)
+class Pulse:
+    """What is known of every step: name → the values it was given, on the device or not."""
+
+    step: int
+    values: dict[str, list[Tensor | float]] = field(default_factory=dict)
+    # How authentic the source of the loss is that was seen so far.
+    loss_rank: int = -1
+
+    def add(self, name: str, value: Tensor | float) -> None:
+        """Add a value; several of one name within a step count as their mean."""
+        self.values.setdefault(name, []).append(value)
+
+    def replace(self, name: str, value: Tensor | float) -> None:
+        """Set the value, whatever was there."""
+        self.values[name] = [value]
+
+    def copy(self) -> "Pulse":
+        """As it stands now."""
+        return Pulse(self.step, {name: list(values) for name, values in self.values.items()})
+
+
+@dataclass(slots=True)
+class Rows:
+    """The statistics of one recorded step, on the device."""
+
+    # What, of which entity, the numbers on the device, further numbers that the host knows.
+    entries: list[tuple[derive.What, int, Tensor, tuple[float, ...]]] = field(default_factory=list)
+    # Quantities of parameters that the host knows.
+    flags: dict[str, dict[int, float]] = field(default_factory=dict)
+
+    def add(self, what: derive.What, entity: int, numbers: Tensor, *known: float) -> None:
+        """Add a row of numbers."""
+        self.entries.append((what, entity, numbers, known))
+
+    def flag(self, quantity: str, entity: int, value: float) -> None:
+        """Set a quantity of a parameter."""
+        self.flags.setdefault(quantity, {})[entity] = value
+
+    def copy(self) -> "Rows":
+        """As they stand now."""
+        return Rows(list(self.entries), {name: dict(known) for name, known in self.flags.items()})
+
+
+@dataclass(frozen=True, slots=True)
+class Packet:
+    """What goes to the thread: the rows of a step (None: not recorded) and some pulses."""
+
+    step: int
+    rows: Rows | None
+    pulses: tuple[Pulse, ...]
+    sizes: dict[TableName, int]
+
+
+class _Transfer:
+    """The numbers of a packet on their way to the host: one copy per device."""
+
+    def __init__(self, packet: Packet) -> None:
+        self.packet = packet
+        by_device: dict[torch.device, list[Tensor]] = {}
+        for tensor in self._tensors():
+            by_device.setdefault(tensor.device, []).append(tensor.reshape(-1))
+        self._sent = {
+            device: _send(device, torch.cat(tensors)) for device, tensors in by_device.items()
+        }
+
+    def _tensors(self) -> list[Tensor]:
+        rows = self.packet.rows.entries if self.packet.rows else []
+        tensors = [numbers for _, _, numbers, _ in rows]
+        for pulse in self.packet.pulses:
+            for values in pulse.values.values():
+                tensors += [value for value in values if isinstance(value, Tensor)]
+        return tensors
+
+    def arrive(self) -> tuple[derive.RowsByKind, list[dict[str, float]]]:
+        """Wait for the copies; the rows by kind, and the numbers of each pulse."""
+        streams: dict[torch.device, F64] = {}
+        for device, (numbers, event) in self._sent.items():
+            if event is not None:
+                event.synchronize()
+            streams[device] = numbers.cpu().numpy()
+        at = dict.fromkeys(streams, 0)
+
+        def take(tensor: Tensor) -> F64:
+            start = at[tensor.device]
+            at[tensor.device] = start + tensor.numel()
+            return streams[tensor.device][start : at[tensor.device]]
+
+        rows: derive.RowsByKind = {}
+        for what, entity, numbers, known in self.packet.rows.entries if self.packet.rows else []:
+            row = take(numbers)
+            rows.setdefault(what, []).append((entity, np.append(row, known) if known else row))
+        pulses = []
+        for pulse in self.packet.pulses:
+            means = {}
+            for name, values in pulse.values.items():
+                read = [float(take(v)[0]) if isinstance(v, Tensor) else v for v in values]
+                means[name] = sum(read) / len(read)
+            pulses.append(means)
+        return rows, pulses
+
+
+def _send(device: torch.device, numbers: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
+    if device.type != "cuda":
+        return numbers, None
+    host = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True, device="cpu")
+    host.copy_(numbers, non_blocking=True)
+    event = torch.cuda.Event()
+    event.record(torch.cuda.current_stream(device))
+    return host, event
+
+
+class Recorder:
+    """Owns the thread and the log file of one run."""
+
+    def __init__(self, writer: RunWriter, on_failure: WeakMethod[Callable[[str], None]]) -> None:
+        self._writer = writer
+        self._on_failure = on_failure
+        self._queue: queue.Queue[Callable[[], None] | None] = queue.Queue(_QUEUE)
+        self._offer: tuple[float, Packet] | None = None
+        self._failed = False
+        self._thread = threading.Thread(target=self._work, name="gradscope", daemon=True)
+        self._thread.start()
+
+    def submit(self, packet: Packet) -> None:
+        """Write a packet."""
+        self._offer = None
+        if not self._failed:
+            transfer = _Transfer(packet)
+            self._queue.put(lambda: self._write(transfer))
+
+    def offer(self, packet: Packet) -> None:
+        """A step that may still change: it is written if it is not submitted soon."""
+        self._offer = (time.monotonic() + PATIENCE, packet)
+
+    def call(self, write: Callable[[RunWriter], None]) -> None:
+        """Write something else, in its turn."""
+        if not self._failed:
+            self._queue.put(lambda: write(self._writer))
+
+    def flush(self) -> None:
+        """Wait until everything that was submitted is written."""
+        if self._thread.is_alive():
+            self._queue.join()
+
+    def close(self) -> None:
+        """Write the rest, end the thread, close the file. Closing twice is harmless."""
+        self._offer = None
+        if self._thread.is_alive():
+            self._queue.put(None)
+            self._thread.join()
+        self._writer.close()
+
+    def _work(self) -> None:
+        while True:
+            try:
+                item = self._queue.get(timeout=PATIENCE / 4)
+            except queue.Empty:
+                self._attempt(self._take_offer)
+                continue
+            try:
+                if item is None:
+                    return
+                self._attempt(item)
+            finally:
+                self._queue.task_done()
+
+    def _attempt(self, action: Callable[[], None]) -> None:
+        # After a failure the queue is still emptied, so that training never waits for it.
+        if self._failed:
+            return
+        try:
+            action()
+        except Exception as error:  # noqa: BLE001  (a full disk must not stop training)
+            self._failed = True
+            # Weakly: the thread must not keep the model alive.
+            on_failure = self._on_failure()
+            if on_failure is not None:
+                on_failure(in_words(error))
+
+    def _take_offer(self) -> None:
+        offer = self._offer
+        if offer is None or time.monotonic() < offer[0]:
+            return
+        self._offer = None
+        if torch.cuda.is_initialized():
+            # The numbers were made on the training thread's stream; only this thread waits.
+            torch.cuda.synchronize()
+        self._write(_Transfer(offer[1]))
+
+    def _write(self, transfer: _Transfer) -> None:
+        rows, pulses = transfer.arrive()
+        packet = transfer.packet
+        steps = [pulse.step for pulse in packet.pulses]
+        if packet.rows is None:
+            self._writer.step(packet.step, {}, pulse_scalars(pulses), _pulse_rows(steps, pulses))
+            return
+        tables = derive.tables(rows, packet.rows.flags, packet.sizes)
+        scalars = {**pulse_scalars(pulses), **table_scalars(tables)}
+        self._writer.step(packet.step, tables, scalars, _pulse_rows(steps, pulses))
+
+
+def _pulse_rows(
+    steps: Sequence[int], pulses: Sequence[dict[str, float]]
+) -> tuple[list[str], F64] | None:
+    if not pulses:
+        return None
+    names = list(dict.fromkeys(name for known in pulses for name in known))
+    rows = [
+        [step, *(known.get(name, np.nan) for name in names)]
+        for step, known in zip(steps, pulses, strict=True)
+    ]
+    return ["step", *names], np.array(rows, np.float64)

@@ -1,0 +1,400 @@
+"""watch() and the Scope it returns: what a user holds while a model trains."""
+
+import atexit
+import platform
+import shutil
+import tempfile
+import time
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
+from torch.optim import Optimizer
+
+from gradscope.capture.cadence import describe
+from gradscope.capture.config import CaptureConfig, patterns
+from gradscope.capture.guard import Guard, Problem, warn
+from gradscope.capture.hooks import Hooks, owners
+from gradscope.capture.observer import Observer
+from gradscope.capture.parameters import SAMPLING
+from gradscope.capture.recorder import Recorder
+from gradscope.errors import ConfigError, ConfigTypeError, LogError, UsageError
+from gradscope.log.reader import empty_run, load
+from gradscope.log.writer import RunWriter, make_run_dir
+from gradscope.record import Run
+
+if TYPE_CHECKING:
+    from gradscope.analysis.report import Report
+
+
+def watch(
+    model: nn.Module,
+    optimizer: Optimizer | Sequence[Optimizer] | None = None,
+    criterion: nn.Module | None = None,
+    *,
+    log_dir: str | Path | None = None,
+    every: int | None = None,
+    budget: float | None = None,
+    level: str = "full",
+    scaler: object = None,
+    include: str | Sequence[str] | None = None,
+    exclude: str | Sequence[str] | None = None,
+    on_finding: Callable[..., object] | str | None = None,
+    loss_is_progress: bool = True,
+    resume: bool = False,
+) -> "Scope":
+    """Watch a model train.
+
+    model: the model, before or after it is moved to its device. Nothing is planted on it but
+        hooks, which `Scope.close()` removes; training does not change by one bit.
+    optimizer: the optimizer or optimizers. Without it, every torch optimizer whose parameters
+        overlap the model's counts, also one built later.
+    criterion: the loss as a module; its loss, input and target are then seen without
+        `Scope.log`.
+    log_dir: the folder for the run, readable by TensorBoard. A folder that holds a run already
+        gets a sibling. Without it the run is kept in a temporary folder while the Scope lives.
+    every: record exactly every k-th step. Without it: the first ten steps, then every tenth.
+    level: "parameters" (gradients, weights, updates) or "full" (outputs and their gradients
+        too).
+    include, exclude: fnmatch patterns on qualified names of modules and parameters.
+    loss_is_progress: False where a falling loss is not the aim (GAN, RL, contrastive).
+    budget, scaler, on_finding, resume: not available yet; refused by name.
+
+    Raises ConfigError or ConfigTypeError for arguments that can't work, LogError for a folder
+    that can't be written. Inside the training loop nothing is raised.
+    """
+    _refuse(every=every, budget=budget, scaler=scaler, on_finding=on_finding, resume=resume)
+    _check_model(model)
+    optimizers = _checked_optimizers(model, optimizer)
+    if criterion is not None and not isinstance(criterion, nn.Module):
+        message = (
+            f"criterion={criterion!r} is not an nn.Module; of a plain function log the result: "
+            "scope.log(loss=loss)"
+        )
+        raise ConfigTypeError(message)
+    config = CaptureConfig(
+        every=every,
+        level=level,
+        include=patterns("include", include),
+        exclude=patterns("exclude", exclude),
+        loss_is_progress=loss_is_progress,
+    )
+    earlier = [owner for owner in owners(model) if isinstance(owner, Scope)]
+    scope = Scope(model, optimizers, criterion, config, log_dir)
+    for owner in earlier:
+        warn("this model was watched already; the earlier watch is closed")
+        owner.close()
+    return scope
+
+
+class Scope:
+    """A model being watched; made by `gradscope.watch`. Use it as a context manager."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizers: Sequence[Optimizer] | None,
+        criterion: nn.Module | None,
+        config: CaptureConfig,
+        log_dir: str | Path | None,
+    ) -> None:
+        self._config = config
+        self._closed = False
+        self._guard = Guard(self._write_problem)
+        self._named_optimizers = optimizers is not None
+        compiled = _is_compiled(model)
+        outputs = config.level == "full" and not compiled
+        # Of torch.compile(model), the model: its names are the user's.
+        core = getattr(model, "_orig_mod", model)
+        self._observer = Observer(core, config, self._guard, outputs=outputs)
+        self._meta = _meta(core, config, criterion)
+        self.log_dir = self._make_dir(log_dir)
+        self._recorder = Recorder(
+            RunWriter(self.log_dir, self._meta), weakref.WeakMethod(self._log_failed)
+        )
+        self._observer.recorder = self._recorder
+        self._hooks = Hooks(self)
+        self._attach(model, optimizers, criterion)
+        if compiled:
+            message = "the model is compiled: its parameters are recorded, its outputs are not"
+            self._guard.say("module outputs", message)
+        # For a Scope that is dropped without being closed.
+        self._finalizer = weakref.finalize(self, self._recorder.close)
+        self._at_exit = _close_if_alive(self)
+        atexit.register(self._at_exit)
+
+    def log(
+        self,
+        *,
+        loss: Tensor | float | None = None,
+        target: Tensor | None = None,
+        output: Tensor | None = None,
+        grad_norm: Tensor | float | None = None,
+        **scalars: Tensor | float,
+    ) -> None:
+        """Tell what hooks can't see; before or after `optimizer.step()`.
+
+        loss: the loss of the open step; several within a step count as their mean.
+        target, output: tensors whose statistics are wanted.
+        grad_norm: the global norm before clipping, for those who clip themselves.
+        scalars: anything else that is a number: accuracy, temperature, …
+        """
+        if not self._closed:
+            self._guard.run(
+                "scalars", self._observer.log, loss, target, output, grad_norm, dict(scalars)
+            )
+
+    def step(self) -> None:
+        """Mark a step where the update is written by hand, without a torch optimizer.
+
+        Call it after backward, before weights or gradients change. Raises UsageError where an
+        optimizer is watched too: its steps are seen by themselves.
+        """
+        if self._named_optimizers or self._observer.optimizer_seen:
+            message = (
+                "scope.step() is for updates without an optimizer; this one is watched already"
+            )
+            raise UsageError(message)
+        if not self._closed:
+            self._guard.run("step tracking", self._observer.hand_step)
+
+    def clip_grad_norm_(self, max_norm: float) -> Tensor:
+        """`torch.nn.utils.clip_grad_norm_` over the model's parameters; logs the norm it found."""
+        norm = nn.utils.clip_grad_norm_(self._observer.model.parameters(), max_norm)
+        self.log(grad_norm=norm)
+        return norm
+
+    def run(self) -> Run:
+        """The run so far, read back from its log; also after `close()`."""
+        if not self._closed:
+            self._guard.run("step tracking", self._observer.close_if_stepped)
+            self._guard.run("step tracking", self._observer.flush)
+            self._guard.run("log", self._observer.write_coverage)
+            self._recorder.flush()
+        try:
+            run = load(self.log_dir)
+        except LogError as error:
+            self._guard.say("log", f"the log can't be read back: {error}")
+            run = empty_run(self._meta)
+        return _with_problems(run, self._guard.problems, self._observer.coverage())
+
+    def report(self) -> "Report":
+        """The findings so far, root causes first; also after `close()`."""
+        from gradscope.analysis.analyzer import analyze  # noqa: PLC0415  (only when asked for)
+
+        return analyze(self.run())
+
+    def close(self) -> None:
+        """Remove all hooks and finish the log. Closing twice is harmless."""
+        if self._closed:
+            return
+        self._hooks.remove()
+        self._observer.stop()
+        if not self._temporary:
+            self._guard.run("findings as text", self._write_findings)
+        else:
+            self._guard.run("step tracking", self._observer.close_if_stepped)
+            self._guard.run("step tracking", self._observer.flush)
+            self._guard.run("log", self._observer.write_coverage)
+        self._closed = True
+        self._finalizer()
+        atexit.unregister(self._at_exit)
+
+    def __enter__(self) -> "Scope":  # noqa: PYI034  (not made to be subclassed)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is not None:
+            self._guard.say("training", f"training ended with {kind.__name__}", aloud=False)
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else "watching"
+        return f"<gradscope.Scope {state}, log_dir={str(self.log_dir)!r}>"
+
+    def _make_dir(self, log_dir: str | Path | None) -> Path:
+        self._temporary = log_dir is None
+        if log_dir is None:
+            made = Path(tempfile.mkdtemp(prefix="gradscope-"))
+            weakref.finalize(self, shutil.rmtree, made, ignore_errors=True)
+            return made
+        wanted = Path(log_dir)
+        made = make_run_dir(wanted)
+        if made != wanted:
+            warn(f"{str(wanted)!r} holds a run already; this one goes to {str(made)!r}")
+        return made
+
+    def _attach(
+        self,
+        model: nn.Module,
+        optimizers: Sequence[Optimizer] | None,
+        criterion: nn.Module | None,
+    ) -> None:
+        # The forward of a module that was compiled in place runs no hooks but compiled ones;
+        # around torch.compile(model) they run as they are.
+        if not _compiled_in_place(model):
+            self._hooks.before_forward(model, self._observer.before_forward)
+            self._hooks.after_forward(model, self._observer.after_forward)
+            self._observer.watch_parts = self._watch_parts
+        if criterion is not None:
+            self._hooks.after_forward(criterion, self._observer.after_criterion)
+        before, after = self._observer.before_step, self._observer.after_step
+        if optimizers is None:
+            self._hooks.around_any_step(before, after)
+        else:
+            for optimizer in optimizers:
+                self._observer.expect(optimizer)
+                self._hooks.around_step(optimizer, before, after)
+
+    def _watch_parts(self) -> None:
+        for part in self._observer.model.children():
+            if not _is_compiled(part):
+                self._hooks.before_forward(part, self._observer.before_part)
+
+    def _write_findings(self) -> None:
+        from gradscope.reporters.tensorboard import findings_markdown  # noqa: PLC0415
+
+        report = self.report()
+        step = int(report.run.steps[-1]) if len(report.run.steps) else 0
+        text = findings_markdown(report)
+        self._recorder.call(lambda writer: writer.text(step, "gradscope/findings", text))
+
+    def _write_problem(self, problem: Problem) -> None:
+        step = self._observer.counts["closed_steps"]
+        self._recorder.call(lambda writer: writer.problem(step, problem.part, problem.message))
+
+    def _log_failed(self, reason: str) -> None:
+        self._guard.disable("log", f"{reason}; nothing more is recorded in {str(self.log_dir)!r}")
+
+
+def _refuse(
+    *, every: object, budget: object, scaler: object, on_finding: object, resume: bool
+) -> None:
+    """Arguments of the frozen signature whose meaning comes later."""
+    if every is not None and budget is not None:
+        message = f"every={every!r} and budget={budget!r} contradict each other; give one of them"
+        raise ConfigError(message)
+    ways_out = {
+        "budget": (budget, "use every=k to choose the cadence"),
+        "scaler": (scaler, "leave it out: parameter gradients are read unscaled at the step"),
+        "on_finding": (on_finding, "call scope.report() in the loop"),
+        "resume": (resume or None, "the run goes to a new folder beside the old one"),
+    }
+    for name, (value, way_out) in ways_out.items():
+        if value is not None:
+            message = f"{name}={value!r} is not available in this version; {way_out}"
+            raise ConfigError(message)
+
+
+def _check_model(model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
+        message = f"model={type(model).__name__} is not an nn.Module"
+        raise ConfigTypeError(message)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        message = (
+            f"{type(model).__name__} has no trainable parameters: nothing can have a gradient; "
+            "set requires_grad=True on what is to be trained"
+        )
+        raise ConfigError(message)
+
+
+def _checked_optimizers(
+    model: nn.Module, given: Optimizer | Sequence[Optimizer] | None
+) -> list[Optimizer] | None:
+    if given is None:
+        return None
+    optimizers = [given] if isinstance(given, Optimizer) else list(_each(given))
+    if not optimizers:
+        message = "optimizer=[] names none; leave it out to watch every optimizer of the model"
+        raise ConfigError(message)
+    mine = {id(parameter) for parameter in model.parameters()}
+    for optimizer in optimizers:
+        if not isinstance(optimizer, Optimizer):
+            message = f"optimizer={type(optimizer).__name__} is not a torch.optim.Optimizer"
+            raise ConfigTypeError(message)
+        held = [p for group in optimizer.param_groups for p in group["params"]]
+        if not any(id(parameter) in mine for parameter in held):
+            message = (
+                f"the {type(optimizer).__name__} holds none of the {type(model).__name__}'s "
+                "parameters; build it from model.parameters() after the model is complete"
+            )
+            raise ConfigError(message)
+    return optimizers
+
+
+def _each(given: Any) -> Iterator[Optimizer]:
+    try:
+        yield from given
+    except TypeError:
+        message = f"optimizer={type(given).__name__} is neither an optimizer nor a sequence of them"
+        raise ConfigTypeError(message) from None
+
+
+def _is_compiled(model: nn.Module) -> bool:
+    """Whether any part is."""
+    # By name: importing torch._dynamo to ask takes a second.
+    return any(
+        type(module).__name__ == "OptimizedModule" or _compiled_in_place(module)
+        for module in model.modules()
+    )
+
+
+def _compiled_in_place(module: nn.Module) -> bool:
+    return getattr(module, "_compiled_call_impl", None) is not None or isinstance(
+        module, torch.jit.ScriptModule
+    )
+
+
+def _meta(model: nn.Module, config: CaptureConfig, criterion: nn.Module | None) -> dict[str, Any]:
+    known = [p for p in model.parameters() if not isinstance(p, UninitializedParameter)]
+    return {
+        "model": type(model).__name__,
+        "parameters": sum(p.numel() for p in known),
+        "trainable_parameters": sum(p.numel() for p in known if p.requires_grad),
+        "device": str(next(model.parameters()).device),
+        "criterion": None if criterion is None else type(criterion).__name__,
+        "cadence": describe(config.every),
+        "level": config.level,
+        "sampling": SAMPLING,
+        "loss_is_progress": config.loss_is_progress,
+        "created": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        "versions": {
+            "gradscope": version("torch-gradscope"),
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+    }
+
+
+def _with_problems(run: Run, problems: Sequence[Problem], coverage: Mapping[str, Any]) -> Run:
+    """The run with what this process knows even if it could not be written."""
+    known = [{"part": p.part, "message": p.message} for p in problems]
+    written = [{"part": p["part"], "message": p["message"]} for p in run.meta["problems"]]
+    meta = {
+        **run.meta,
+        "problems": [*run.meta["problems"], *(p for p in known if p not in written)],
+        "coverage": dict(coverage),
+    }
+    return Run(run.parameters, run.modules, run.signals, run.steps, run.scalars, meta)
+
+
+def _close_if_alive(scope: Scope) -> Callable[[], None]:
+    reference = weakref.ref(scope)
+
+    def close() -> None:
+        alive = reference()
+        if alive is not None:
+            alive.close()
+
+    return close

@@ -1,0 +1,138 @@
+"""Tensor → sufficient statistics, on the tensor's own device: pure functions, no state.
+
+All sums are accumulated in float64, so that squares of 1e±20 neither overflow nor vanish.
+Nothing here makes the host wait for a device.
+"""
+
+import torch
+from torch import Tensor
+
+# The moments of a tensor, in this order. Non-finite entries are counted, and left out of the
+# rest; `min` and `max` of no finite entry are +inf and -inf.
+MOMENTS = ("count", "sum", "sumsq", "min", "max", "zeros", "nonfinite")
+
+# fp32 → fp64 by pieces that stay in the cache (measured: 64k elements).
+_CHUNK = 65_536
+
+_F64 = torch.float64
+
+
+def plain(tensor: Tensor) -> Tensor:
+    """The tensor as a flat real one: detached; of a complex one the real and imaginary parts."""
+    tensor = tensor.detach()
+    if tensor.is_complex():
+        tensor = torch.view_as_real(tensor)
+    return tensor.reshape(-1)
+
+
+def moments(tensor: Tensor) -> Tensor:
+    """The sufficient statistics of all entries: float64 of shape (7,), see MOMENTS."""
+    if tensor.is_sparse:
+        return _sparse_moments(tensor)
+    flat = plain(tensor)
+    if flat.numel() == 0:
+        nothing = torch.zeros(len(MOMENTS), dtype=_F64, device=flat.device)
+        nothing[3], nothing[4] = torch.inf, -torch.inf
+        return nothing
+    if flat.device.type == "cpu":
+        result = _cpu_moments(flat)
+        # Host memory: looking at it costs no synchronization.
+        if torch.isfinite(result).all().numpy():
+            return result
+    return _exact_moments(flat)
+
+
+def _cpu_moments(flat: Tensor) -> Tensor:
+    """Few fast passes; the result is non-finite if an entry is."""
+    zeros = flat.numel() - torch.count_nonzero(flat)
+    low, high = torch.aminmax(flat)
+    pieces = [piece.to(_F64) for piece in flat.split(_CHUNK)]
+    if len(pieces) == 1:
+        total, sumsq = pieces[0].sum(), pieces[0].dot(pieces[0])
+    else:
+        total = torch.stack([piece.sum() for piece in pieces]).sum()
+        sumsq = torch.stack([piece.dot(piece) for piece in pieces]).sum()
+    count = torch.full((), flat.numel(), dtype=_F64, device=flat.device)
+    none = torch.zeros((), dtype=_F64, device=flat.device)
+    return torch.stack([count, total, sumsq, low.to(_F64), high.to(_F64), zeros.to(_F64), none])
+
+
+def _exact_moments(flat: Tensor) -> Tensor:
+    """All seven without a branch on a value: right with non-finite entries, on any device."""
+    wide = flat.to(_F64)
+    finite, kept = torch.isfinite(wide), _finite(wide)
+    return torch.stack(
+        [
+            finite.sum().to(_F64),
+            kept.sum(),
+            kept.square().sum(),
+            torch.where(finite, wide, torch.inf).amin(),
+            torch.where(finite, wide, -torch.inf).amax(),
+            (wide == 0).sum().to(_F64),
+            (~finite).sum().to(_F64),
+        ]
+    )
+
+
+def _sparse_moments(tensor: Tensor) -> Tensor:
+    """Of a sparse gradient, with the entries that it leaves out as zeros."""
+    tensor = tensor.detach().coalesce()
+    values = tensor.values()
+    result = moments(values)
+    absent = tensor.numel() - values.numel()
+    if absent:
+        zero = torch.zeros((), dtype=_F64, device=result.device)
+        result = torch.stack(
+            [
+                result[0] + absent,
+                result[1],
+                result[2],
+                torch.minimum(result[3], zero),
+                torch.maximum(result[4], zero),
+                result[5] + absent,
+                result[6],
+            ]
+        )
+    return result
+
+
+def squares(tensor: Tensor) -> Tensor:
+    """(Σx², count) of the finite entries: float64 of shape (2,)."""
+    flat = plain(tensor)
+    pieces = [piece.to(_F64) for piece in flat.split(_CHUNK)] if flat.numel() else []
+    if flat.device.type == "cpu":
+        none = torch.zeros((), dtype=_F64, device=flat.device)
+        total = torch.stack([none, *(piece.dot(piece) for piece in pieces)]).sum()
+        if torch.isfinite(total).numpy():
+            return torch.stack([total, torch.full_like(total, flat.numel())])
+    wide = flat.to(_F64)
+    return torch.stack([_finite(wide).square().sum(), torch.isfinite(wide).sum().to(_F64)])
+
+
+def update_products(before: Tensor, after: Tensor, gradient: Tensor) -> Tensor:
+    """(Σ Δw², Σ g·Δw, Σ g²) over the given coordinates: float64 of shape (3,).
+
+    Coordinates where the change or the gradient is not finite are left out.
+    """
+    change = after.to(_F64) - before.to(_F64)
+    wide = gradient.to(_F64)
+    clean = torch.isfinite(change) & torch.isfinite(wide)
+    change, wide = torch.where(clean, change, 0.0), torch.where(clean, wide, 0.0)
+    return torch.stack([change.dot(change), wide.dot(change), wide.dot(wide)])
+
+
+def _finite(wide: Tensor) -> Tensor:
+    return torch.where(torch.isfinite(wide), wide, 0.0)
+
+
+def count_outside(tensor: Tensor, low: float, high: float) -> Tensor:
+    """How many entries are ≤ low or ≥ high: a float64 scalar."""
+    tensor = tensor.detach()
+    return ((tensor <= low) | (tensor >= high)).sum().to(_F64)
+
+
+def active_units(output: Tensor, unit_dim: int) -> Tensor:
+    """Which units have a non-zero entry: bool of shape (units,)."""
+    output = output.detach()
+    others = [dim for dim in range(output.dim()) if dim != unit_dim % output.dim()]
+    return torch.count_nonzero(output, dim=others) > 0

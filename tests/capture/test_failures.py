@@ -1,0 +1,255 @@
+"""When gradscope itself fails, training goes on, and what is missing is said."""
+
+import errno
+import inspect
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import pytest
+import torch
+from tensorboard.compat.proto import event_pb2
+from torch import nn
+from torch.nn import functional as F  # noqa: N812
+
+from gradscope.capture import derive, statistics
+from gradscope.capture.modules import ModuleTaps
+from gradscope.capture.observer import Observer
+from gradscope.capture.scope import Scope, watch
+from gradscope.errors import GradscopeWarning
+from gradscope.log.reader import load
+from gradscope.log.writer import RunWriter
+from gradscope.record import Run
+from tests.capture.reference import wide
+from tests.capture.trainings import mlp_model, sgd, vectors
+
+STEPS = 6
+
+
+def fail(*_: object, **__: object) -> NoReturn:
+    message = "out of luck"
+    raise RuntimeError(message)
+
+
+def disk_full(*_: object, **__: object) -> NoReturn:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+Between = Callable[[Scope, int], None]
+
+
+def unbroken(scope: Scope, number: int) -> None:
+    del scope, number
+
+
+def train(scope: Scope | None, model: nn.Module, between: Between = unbroken) -> list[float]:
+    """The weights that six steps lead to."""
+    optimizer = sgd(model)
+    for number in range(STEPS):
+        torch.manual_seed(number)
+        x, y = vectors()
+        loss = F.cross_entropy(model(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if scope is not None:
+            scope.log(loss=loss, accuracy=0.5)
+            between(scope, number)
+    return [float(value) for p in model.parameters() for value in wide(p)]
+
+
+def watch_training(
+    model: nn.Module, log_dir: Path, between: Between = unbroken
+) -> tuple[list[float], Run]:
+    """The weights and the run, with something done between the steps."""
+    with watch(model, log_dir=log_dir, every=1) as scope:
+        weights = train(scope, model, between)
+        run = scope.run()
+        scope.report()
+    return weights, run
+
+
+@pytest.fixture
+def seeded() -> nn.Module:
+    torch.manual_seed(0)
+    return mlp_model()
+
+
+@pytest.fixture
+def expected() -> list[float]:
+    torch.manual_seed(0)
+    return train(None, mlp_model())
+
+
+@pytest.fixture
+def break_at(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Between]:
+    """Replace something after a step, when all up to that step is in the log."""
+
+    def make(step: int, holder: object, name: str, broken: Callable[..., NoReturn]) -> Between:
+        def between(scope: Scope, number: int) -> None:
+            if number == step:
+                scope.run()
+                monkeypatch.setattr(holder, name, broken)
+
+        return between
+
+    return make
+
+
+BROKEN: dict[str, object] = {
+    name: statistics
+    for name, function in vars(statistics).items()
+    if inspect.isfunction(function) and not name.startswith("_")
+}
+BROKEN |= {"tables": derive, "step": RunWriter, "_measure": ModuleTaps}
+BROKEN |= {"_ensure_open": Observer, "close_step": Observer, "_number": Observer}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_training_goes_on_and_the_part_is_named(
+    what: str,
+    seeded: nn.Module,
+    expected: list[float],
+    break_at: Callable[..., Between],
+    tmp_path: Path,
+) -> None:
+    # Not from the first step on, so that there is something before.
+    broken = break_at(1, BROKEN[what], what, fail)
+    with pytest.warns(GradscopeWarning) as caught:
+        weights, run = watch_training(seeded, tmp_path, broken)
+    assert weights == expected
+    said = [str(w.message) for w in caught if "disabled" in str(w.message)]
+    assert said
+    # Each part once.
+    assert len(set(said)) == len(said)
+    for text in said:
+        assert "out of luck" in text
+        assert text.removeprefix("gradscope: ") in str(run.meta["problems"])
+    # What was recorded before is still there.
+    assert {0, 1} <= {int(step) for step in run.recorded_steps}
+
+
+def test_statistics_are_where_the_list_above_looks() -> None:
+    assert "moments" in BROKEN
+    assert all(hasattr(holder, name) for name, holder in BROKEN.items())
+
+
+def test_broken_outputs_do_not_cost_the_parameters(
+    seeded: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ModuleTaps, "_measure", fail)
+    with pytest.warns(GradscopeWarning, match="module outputs disabled"):
+        _, run = watch_training(seeded, tmp_path)
+    assert list(run.recorded_steps) == list(range(STEPS))
+    assert (run.parameters["grad_norm"] > 0).all()
+    assert not np.isnan(run.scalars["loss"]).any()
+
+
+def test_warnings_as_errors_do_not_stop_training(
+    seeded: nn.Module, expected: list[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As this test suite runs, and as `python -W error` does.
+    monkeypatch.setattr(ModuleTaps, "_measure", fail)
+    weights, run = watch_training(seeded, tmp_path)
+    assert weights == expected
+    assert run.meta["problems"] != []
+
+
+class UnspeakableError(Exception):
+    """Its own text can't be made."""
+
+    def __str__(self) -> str:
+        message = "no words"
+        raise AttributeError(message)
+
+
+def fail_without_words(*_: object, **__: object) -> NoReturn:
+    raise UnspeakableError
+
+
+def test_error_that_can_not_be_put_into_words_does_not_stop_training(
+    seeded: nn.Module, expected: list[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ModuleTaps, "_measure", fail_without_words)
+    with pytest.warns(GradscopeWarning, match=r"module outputs disabled: UnspeakableError"):
+        weights, _ = watch_training(seeded, tmp_path)
+    assert weights == expected
+
+
+def test_full_disk(
+    seeded: nn.Module,
+    expected: list[float],
+    break_at: Callable[..., Between],
+    tmp_path: Path,
+) -> None:
+    fill = break_at(2, RunWriter, "_write", disk_full)
+    with pytest.warns(GradscopeWarning) as caught:
+        weights, run = watch_training(seeded, tmp_path, fill)
+    assert weights == expected
+    said = [str(w.message) for w in caught]
+    assert len(said) == 1
+    assert "log disabled" in said[0]
+    assert "No space left" in said[0]
+    assert str(tmp_path) in said[0]
+    assert list(run.recorded_steps) == [0, 1, 2]
+    assert "log" in {problem["part"] for problem in run.meta["problems"]}
+    assert list(load(tmp_path).recorded_steps) == [0, 1, 2]
+
+
+def write_half(writer: RunWriter, event: event_pb2.Event) -> NoReturn:
+    data = event.SerializeToString()
+    writer._file.write(data[: len(data) // 2])
+    disk_full()
+
+
+def test_disk_that_fills_in_the_middle_of_a_record(
+    seeded: nn.Module,
+    expected: list[float],
+    break_at: Callable[..., Between],
+    tmp_path: Path,
+) -> None:
+    fill = break_at(2, RunWriter, "_write", write_half)
+    with pytest.warns(GradscopeWarning, match="No space left"):
+        weights, run = watch_training(seeded, tmp_path, fill)
+    assert weights == expected
+    assert list(run.recorded_steps) == [0, 1, 2]
+    assert len(run.meta["left_out"]) == 1
+
+
+def test_folder_that_is_deleted_in_mid_training(
+    seeded: nn.Module, expected: list[float], tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+
+    def delete(scope: Scope, number: int) -> None:
+        del scope
+        if number == 2:
+            shutil.rmtree(folder)
+
+    with pytest.warns(GradscopeWarning, match="can't be read back") as caught:
+        weights, run = watch_training(seeded, folder, delete)
+    assert weights == expected
+    assert len(caught) == 1
+    assert "log" in {problem["part"] for problem in run.meta["problems"]}
+    assert run.meta["model"] == "Sequential"
+
+
+def test_bad_names_and_values_given_to_log_do_not_stop_training(
+    seeded: nn.Module, expected: list[float], tmp_path: Path
+) -> None:
+    odd: dict[str, Any] = {"a name / with \n signs": 1.0, "": 2.0}
+    nonsense: dict[str, Any] = {"loss": object(), "step": 3}
+
+    def log(scope: Scope, number: int) -> None:
+        del number
+        scope.log(**nonsense)
+        scope.log(**odd)
+
+    with pytest.warns(GradscopeWarning) as caught:
+        weights, run = watch_training(seeded, tmp_path, log)
+    assert weights == expected
+    assert sum("only numbers can be logged" in str(w.message) for w in caught) == 1
+    assert list(run.steps) == list(range(STEPS))
+    assert list(run.scalars["a name / with \n signs"]) == [1.0] * STEPS

@@ -1,0 +1,107 @@
+"""Loss scaling: what is shown as the gradient is unscaled, or says that it is not."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F  # noqa: N812
+from torch.optim import AdamW, Optimizer
+
+from gradscope.capture.scope import Scope, watch
+from gradscope.errors import GradscopeWarning
+from gradscope.record import Run
+from tests.capture.reference import assert_equal, recomputed
+from tests.capture.trainings import mlp_model, plain, sgd, vectors
+
+SCALE = 1024.0
+
+
+def scaled_loop(
+    model: nn.Module, optimizer: Optimizer, scope: Scope, factors: Sequence[float]
+) -> Run:
+    """A step per factor of the loss; an infinite one makes the scaler skip the optimizer."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=SCALE, growth_interval=10_000)
+    for number, factor in enumerate(factors):
+        torch.manual_seed(1000 + number)
+        x, y = vectors()
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(x), y) * factor
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        scope.log(loss=loss)
+    return scope.run()
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return mlp_model()
+
+
+def test_parameter_gradients_are_unscaled(model: nn.Module, tmp_path: Path) -> None:
+    optimizer = sgd(model)
+    with watch(model, optimizer, log_dir=tmp_path, every=1) as scope:
+        run = scaled_loop(model, optimizer, scope, [1.0, 1.0, 1.0])
+    # A power of two: the unscaled training is the same to rounding.
+    unscaled = recomputed(lambda: plain(mlp_model(), vectors), 3)
+    quantities = [q for q in run.parameters.quantities if q not in {"grad_mean", "grad_std"}]
+    assert_equal(run.parameters, unscaled, rtol=1e-3, quantities=quantities)
+
+
+def test_skipped_step_stays_open_and_its_overflow_is_flagged(
+    model: nn.Module, tmp_path: Path
+) -> None:
+    optimizer = sgd(model)
+    with watch(model, optimizer, log_dir=tmp_path, every=1) as scope:
+        run = scaled_loop(model, optimizer, scope, [1.0, math.inf, 1.0])
+    assert list(run.steps) == [0, 1]
+    assert run.meta["coverage"]["optimizer_steps"] == 2
+    # What the optimizer was given is finite; the overflow before it was seen in the loss.
+    assert (run.parameters["grad_nonfinite"] == 0).all()
+    assert list(run.scalars["nonfinite"]) == [0.0, 1.0]
+
+
+def test_scaled_output_gradients_are_labelled(model: nn.Module, tmp_path: Path) -> None:
+    optimizer = sgd(model)
+    with watch(model, optimizer, log_dir=tmp_path, every=1) as scope:
+        run = scaled_loop(model, optimizer, scope, [1.0, 1.0])
+    # Either they are shown unscaled, or the run says that they may be scaled.
+    at = run.modules.names.index("(root)")
+    unscaled = run.modules["output_grad_absmax"][0, at] <= 1.0
+    said = {key: value for key, value in run.meta.items() if key != "log_dir"}
+    assert unscaled or "scale" in str(said).lower()
+
+
+def test_fused_optimizer_with_a_scaler_says_what_it_leaves_out(
+    model: nn.Module, tmp_path: Path
+) -> None:
+    optimizer = AdamW(model.parameters(), lr=0.01, fused=True)
+    scope = watch(model, optimizer, log_dir=tmp_path, every=1)
+    with pytest.warns(GradscopeWarning, match="fused with a GradScaler.*fused=False") as said:
+        run = scaled_loop(model, optimizer, scope, [1.0, 1.0])
+    scope.close()
+    assert len(said) == 1
+    assert list(run.recorded_steps) == [0, 1]
+    assert np.isnan(run.parameters["grad_norm"]).all()
+    assert (run.parameters["weight_norm"] > 0).all()
+    assert "fused" in str(run.meta["problems"])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_gradients_do_not_overflow(dtype: torch.dtype, tmp_path: Path) -> None:
+    # Σ 300² over 4,096 entries leaves float16; max is 65,504.
+    model = nn.Linear(64, 64, bias=False).to(dtype)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    with watch(model, optimizer, log_dir=tmp_path, every=1) as scope:
+        (model(torch.ones(1, 64, dtype=dtype)).sum() * 0).backward()
+        model.weight.grad = torch.full((64, 64), 300.0, dtype=dtype)
+        optimizer.step()
+        table = scope.run().parameters
+    assert table["grad_norm"][0, 0] == pytest.approx(300 * 64, rel=1e-6)
+    assert table["grad_mean"][0, 0] == pytest.approx(300, rel=1e-6)
+    assert table["grad_nonfinite"][0, 0] == 0
