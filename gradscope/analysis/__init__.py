@@ -1,0 +1,1 @@
+"""Analysis: a run → findings, each with its evidence, causes before consequences."""

@@ -1,0 +1,74 @@
+"""A rule: code, name, what it needs, its limits, a pure function, and its page."""
+
+import inspect
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, is_dataclass
+from typing import Any, Generic, TypeVar
+
+from gradscope.analysis.finding import Evidence, Finding, Severity
+from gradscope.errors import ConfigTypeError
+from gradscope.record import Run
+
+L = TypeVar("L")
+
+# The sections of a rule's page, in this order.
+SECTIONS = ("What it measures", "Why it matters", "Known limits", "Example", "References")
+
+
+@dataclass(frozen=True, slots=True)
+class Rule(Generic[L]):
+    """One check of a run. `check` is pure: no I/O, no clock, no randomness, no torch.
+
+    `requires` names the quantities without which it is skipped, as "table.quantity".
+    `limits` is a frozen dataclass with a default, a reason and a source for each number.
+    """
+
+    code: str
+    name: str
+    requires: tuple[str, ...]
+    limits: L
+    check: Callable[[Run, L], Iterator[Finding]]
+
+    @property
+    def doc(self) -> str:
+        """The page: the docstring of the check."""
+        return inspect.getdoc(self.check) or ""
+
+    @property
+    def summary(self) -> str:
+        """The page's first sentence."""
+        return self.doc.partition("\n")[0]
+
+    def section(self, title: str) -> str:
+        """The text of one section of the page, on one line per paragraph; "" without one."""
+        found = re.search(rf"^## {title}\n(.*?)(?=^## |\Z)", self.doc, re.MULTILINE | re.DOTALL)
+        paragraphs = found.group(1).strip().split("\n\n") if found else []
+        return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+
+    def finding(
+        self,
+        severity: Severity,
+        layer: str | None,
+        message: str,
+        *,
+        evidence: tuple[Evidence, ...] = (),
+        remedies: tuple[str, ...] = (),
+    ) -> Finding:
+        """A finding of this rule."""
+        return Finding(self.code, self.name, severity, layer, message, evidence, remedies)
+
+
+def rule(
+    code: str, *, name: str, limits: L, requires: tuple[str, ...] = ()
+) -> Callable[[Callable[[Run, L], Iterator[Finding]]], Rule[L]]:
+    """Make a rule of a function `(run, limits) -> Iterator[Finding]`."""
+    given: Any = limits
+    if not is_dataclass(given) or isinstance(given, type):
+        message = f"the limits of {code} must be an instance of a frozen dataclass"
+        raise ConfigTypeError(message)
+
+    def decorate(check: Callable[[Run, L], Iterator[Finding]]) -> Rule[L]:
+        return Rule(code, name, requires, limits, check)
+
+    return decorate

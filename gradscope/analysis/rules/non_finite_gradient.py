@@ -1,0 +1,142 @@
+"""GS503 non-finite-gradient."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from gradscope.analysis.finding import Evidence, Finding, Severity
+from gradscope.analysis.robust import Bools
+from gradscope.analysis.rule import rule
+from gradscope.record import Run, Table
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """When a non-finite gradient is a finding."""
+
+    # One NaN in what the optimizer is given poisons its weight and its moments for good.
+    entries: int = 1
+
+
+@rule(
+    "GS503",
+    name="non-finite-gradient",
+    requires=("parameters.grad_nonfinite",),
+    limits=Limits(),
+)
+def non_finite_gradient(run: Run, limits: Limits) -> Iterator[Finding]:
+    """The optimizer was given NaN or infinity.
+
+    ## What it measures
+    The number of entries that are NaN or infinite in each gradient that an optimizer's step was
+    given; at the first such step, also in outputs, output gradients and the model's input, to
+    say where it began.
+
+    ## Why it matters
+    One such entry makes its weight NaN, and the momentum that remembers it; by the next forward
+    the whole model is NaN, and nothing recovers.
+
+    ## Known limits
+    Steps that a GradScaler skips never reach the optimizer and are not seen. Where it began is
+    known only if that step was recorded; else the finding gives the interval.
+
+    ## Example
+    `loss = torch.log(prediction)` where a prediction is 0. Do instead: a loss on logits,
+    `nn.functional.cross_entropy(logits, target)`.
+
+    ## References
+    IEEE 754-2019, section 6; Micikevicius et al. 2018 (ICLR), section 3.2, on loss scaling.
+    """
+    counts = np.nan_to_num(run.parameters["grad_nonfinite"])
+    bad: Bools = np.asarray((counts >= limits.entries).any(axis=1))
+    if not bad.any():
+        return
+    at = int(np.flatnonzero(bad)[0])
+    step = int(run.parameters.steps[at])
+    names = [run.parameters.names[i] for i in np.flatnonzero(counts[at] >= limits.entries)]
+    held = int((~np.isnan(run.parameters["grad_nonfinite"][at])).sum())
+    after = int(bad[at:].sum())
+    origin, remedy = _origin(run, at)
+    when = _when(run, at)
+    message = (
+        f"{len(names)} of {held} gradients held NaN or infinity {when}{origin}; "
+        f"{'so did every recorded step' if bad[at:].all() else f'{after} recorded steps did so'} "
+        "from then on."
+    )
+    yield non_finite_gradient.finding(
+        Severity.ERROR,
+        names[0],
+        message,
+        evidence=tuple(
+            Evidence(
+                "grad_nonfinite",
+                name,
+                step,
+                int(run.parameters.steps[np.flatnonzero(bad)[-1]]),
+                float(counts[at, run.parameters.names.index(name)]),
+                float(limits.entries),
+            )
+            for name in names[:3]
+        ),
+        remedies=(
+            *remedy,
+            "Stop the run and go back to a checkpoint from before that step: the weights do not "
+            "recover.",
+            "Lower the learning rate, or clip with scope.clip_grad_norm_(1.0), if the norms grew "
+            "before it.",
+        ),
+    )
+
+
+def _when(run: Run, at: int) -> str:
+    """The step, or the interval in which it must have begun."""
+    steps = run.parameters.steps
+    step = int(steps[at])
+    if at == 0 or steps[at - 1] == step - 1:
+        return f"at step {step}"
+    return f"at step {step} (it began after step {int(steps[at - 1])}, the record before)"
+
+
+def _origin(run: Run, at: int) -> tuple[str, tuple[str, ...]]:
+    """Where the first non-finite number was: input, a module's output, or the way back."""
+    step = run.parameters.steps[at]
+    if _nonfinite(run.signals, "nonfinite", step, "input"):
+        return ", and so did the model's input", (
+            "Check the data: the input of that batch holds NaN or infinity.",
+        )
+    modules = run.modules
+    if not modules.entities or "output_nonfinite" not in modules.quantities:
+        return "", ()
+    where = int(np.searchsorted(modules.steps, step))
+    outputs = np.nan_to_num(modules["output_nonfinite"][where]) > 0
+    order = sorted(range(len(modules.entities)), key=lambda i: _inner_first(modules, i))
+    for index in order:
+        if outputs[index]:
+            name = modules.entities[index].name
+            return f", and the forward pass was broken first at the output of {name}", (
+                f"Look at {name}: a logarithm, division, square root or exponential of an "
+                "extreme value, or weights that have grown too large.",
+            )
+    backwards = np.nan_to_num(modules["output_grad_nonfinite"][where]) > 0
+    for index in reversed(order):
+        if backwards[index]:
+            name = modules.entities[index].name
+            return (
+                f"; the forward pass was finite, the gradient broke on its way back at the "
+                f"output of {name} or behind it"
+            ), (f"Look at the derivative of what follows {name}: √x or |x|^p at 0, 0·∞.",)
+    return "", ()
+
+
+def _inner_first(modules: Table, index: int) -> tuple[int, int]:
+    """Order of execution; a container after the layers inside it, whose output it hands on."""
+    entity = modules.entities[index]
+    return (entity.group == "container", entity.depth)
+
+
+def _nonfinite(table: Table, quantity: str, step: int, name: str) -> bool:
+    if name not in table.names:
+        return False
+    at = int(np.searchsorted(table.steps, step))
+    return bool(np.nan_to_num(table[quantity][at, table.names.index(name)]) > 0)

@@ -1,0 +1,83 @@
+"""GS004 not-in-optimizer."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from gradscope.analysis.finding import Evidence, Finding, Severity
+from gradscope.analysis.harm import progress
+from gradscope.analysis.layers import module_of, names_in_words, trainable_share
+from gradscope.analysis.robust import Bools
+from gradscope.analysis.rule import rule
+from gradscope.record import Run
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """When a parameter counts as forgotten."""
+
+    # Optimizers that take turns (a GAN's) have all been seen by then.
+    min_steps: int = 3
+
+
+@rule("GS004", name="not-in-optimizer", requires=("parameters.in_optimizer",), limits=Limits())
+def not_in_optimizer(run: Run, limits: Limits) -> Iterator[Finding]:
+    """Trainable parameters that get a gradient, but that no optimizer holds.
+
+    ## What it measures
+    Parameters with `requires_grad` to which gradients arrive, which are in no parameter group
+    of a watched optimizer, and whose weights stayed the same at every recorded step.
+
+    ## Why it matters
+    They cost a backward pass, and never change. Typical causes: a layer that was added or
+    replaced after the optimizer was built, a list of layers in a plain Python list, parameter
+    groups that leave some out.
+
+    ## Known limits
+    An optimizer that `watch` was not told of and that has not stepped yet is unknown. A backbone
+    that rests on purpose should say so with `requires_grad_(False)`; then it is not judged.
+
+    ## Example
+    `torch.optim.SGD(model.head.parameters())` where all of the model is to be trained. Do
+    instead: `torch.optim.SGD(model.parameters())`.
+
+    ## References
+    Stack Overflow and PyTorch forum 84911 (in TrainCheck, OSDI'25); zoo of faulty trainings: F53.
+    """
+    table = run.parameters
+    trainable = (table["requires_grad"] == 1).any(axis=0)
+    outside = trainable & ~(table["in_optimizer"] == 1).any(axis=0)
+    reached = (table["grad_missing"] == 0).sum(axis=0) >= limits.min_steps
+    forgotten = outside & reached & _unmoved(run)
+    if not forgotten.any():
+        return
+    names = [table.names[i] for i in np.flatnonzero(forgotten)]
+    loss = progress(run)
+    steps = table.steps
+    yield not_in_optimizer.finding(
+        Severity.ERROR if loss.failed else Severity.WARNING,
+        module_of(names[0]),
+        f"{len(names)} of {int(trainable.sum())} trainable parameters "
+        f"({names_in_words(names)}), {trainable_share(run, forgotten):.0%} of the trainable "
+        "weights, get gradients but are in no optimizer; they have not changed since step "
+        f"{int(steps[0])}.",
+        evidence=tuple(
+            Evidence("in_optimizer", name, int(steps[0]), int(steps[-1]), 0.0, 1.0)
+            for name in names[:3]
+        ),
+        remedies=(
+            "Build the optimizer from model.parameters() after the model is complete, or add "
+            "them: optimizer.add_param_group({'params': …}).",
+            "If they are meant to rest: requires_grad_(False) on them saves their part of the "
+            "backward pass, too.",
+        ),
+    )
+
+
+def _unmoved(run: Run) -> Bools:
+    """Whose weights have exactly the same norm at every recorded step."""
+    norms = run.parameters["weight_norm"]
+    first = norms[:1]
+    same: Bools = ((norms == first) | np.isnan(norms)).all(axis=0) & ~np.isnan(norms).all(axis=0)
+    return same

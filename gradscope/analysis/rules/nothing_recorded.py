@@ -1,0 +1,75 @@
+"""GS001 nothing-recorded."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gradscope.analysis.finding import Finding, Severity
+from gradscope.analysis.rule import rule
+from gradscope.record import Run
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """When nothing counts as recorded."""
+
+    # One step with one gradient is something.
+    steps: int = 1
+
+
+@rule("GS001", name="nothing-recorded", limits=Limits())
+def nothing_recorded(run: Run, limits: Limits) -> Iterator[Finding]:
+    """No gradient was recorded, so nothing can be said.
+
+    ## What it measures
+    The recorded steps in which at least one parameter had a gradient.
+
+    ## Why it matters
+    A report without findings would look like health, where in truth nothing was seen.
+
+    ## Known limits
+    The reason that is given comes from what the hooks counted: forwards, optimizer steps. It
+    can't know what was meant to happen.
+
+    ## Example
+    `gradscope.watch(model)` around a loop that trains a copy of the model. Do instead: watch the
+    model that is trained, and the optimizer that steps.
+
+    ## References
+    wandb/wandb#1819 and #2749: monitors that stay silent, and users who can't find out why.
+    """
+    read = (~np.isnan(run.parameters["grad_norm"])).any(axis=1)
+    if int(read.sum()) >= limits.steps:
+        return
+    reason, remedy = _reason(run, run.meta.get("coverage", {}))
+    yield nothing_recorded.finding(
+        Severity.WARNING, None, f"No gradient was recorded: {reason}.", remedies=(remedy,)
+    )
+
+
+def _reason(run: Run, coverage: Mapping[str, Any]) -> tuple[str, str]:
+    steps = coverage.get("optimizer_steps", 0)
+    if run.recorded_steps.size:
+        return (
+            f"in {run.recorded_steps.size} recorded steps every parameter's .grad was None",
+            "Call loss.backward() before optimizer.step(), on a loss that depends on this model; "
+            "look for .detach(), .item() or torch.no_grad() between them.",
+        )
+    if not coverage.get("forwards", 0) and not steps:
+        return (
+            "the model's forward never ran with gradients enabled, and no optimizer stepped",
+            "Watch the very object that the loop calls, before the loop begins.",
+        )
+    if not steps:
+        return (
+            f"the model ran {coverage['forwards']} times, but no optimizer stepped on its "
+            "parameters",
+            "Give watch() the optimizer that holds model.parameters(), or call scope.step() "
+            "before an update written by hand.",
+        )
+    return (
+        f"{steps} optimizer steps were seen, but none was finished and recorded",
+        "Train for more steps, or choose every=1.",
+    )

@@ -1,0 +1,146 @@
+"""GS003 zero-gradient."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from gradscope.analysis.finding import Evidence, Finding, Severity
+from gradscope.analysis.harm import LossVerdict, progress
+from gradscope.analysis.layers import module_of, names_in_words, trainable_share
+from gradscope.analysis.robust import Bools
+from gradscope.analysis.rule import rule
+from gradscope.record import Run
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """When an exactly zero gradient is a finding."""
+
+    # LoRA's A, zero-initialized residual branches, ReZero and Fixup start at exactly zero and
+    # leave it within a step or two: only zeros that last count.
+    min_steps: int = 5
+    # If most of the weights are cut off, nothing is left that could train.
+    majority: float = 0.5
+
+
+# Biases before a norm and the bias of attention's keys are zero by structure; an expert that no
+# token chose and rows of an embedding that no token touched are idle, not ill.
+_JUDGED = frozenset({"weight", "attention", "norm", "adapter"})
+
+
+@rule("GS003", name="zero-gradient", requires=("parameters.grad_norm",), limits=Limits())
+def zero_gradient(run: Run, limits: Limits) -> Iterator[Finding]:
+    """Gradients arrive, and every entry of them is exactly zero.
+
+    ## What it measures
+    Weights whose gradient had not a single entry other than zero at each of the last recorded
+    steps, at least five of them.
+
+    ## Why it matters
+    Exactly zero is not small: no learning rate moves such a weight. Behind it stand dead ReLUs,
+    a constant output (softmax over one unit), a loss that does not depend on the layer, or a
+    signal lost to the range of the dtype.
+
+    ## Known limits
+    Biases, experts and embeddings are not judged: they have zeros by structure. A layer whose
+    output gets no gradient at all is not used by the loss, and is information only. Once the
+    loss is solved exactly, zero is the right gradient.
+
+    ## Example
+    All biases at -2 in a ReLU network on inputs in [0, 1]: every unit is dead from the start. Do
+    instead: biases at 0, or LeakyReLU.
+
+    ## References
+    Lu et al. 2019 (arXiv:1903.06733), on ReLUs born dead; Hu et al. 2021 (LoRA,
+    arXiv:2106.09685), section 4.1, for a zero that is in order; zoo of faulty trainings: F02, F21.
+    """
+    table = run.parameters
+    norms = table["grad_norm"]
+    zero = (norms == 0) & (np.nan_to_num(table["grad_nonfinite"]) == 0)
+    lasting = _last_in_a_row(zero, ~np.isnan(norms)) >= limits.min_steps
+    judged = np.array([entity.group in _JUDGED for entity in table.entities], dtype=bool)
+    found = lasting & judged
+    loss = progress(run)
+    if not found.any() or loss.verdict is LossVerdict.CONVERGED:
+        return
+    names = [table.names[i] for i in np.flatnonzero(found)]
+    unused = [name for name in names if _gets_nothing(run, module_of(name))]
+    used = [name for name in names if name not in unused]
+    portion = trainable_share(run, found)
+    first_steps = [int(table.steps[_since(zero[:, i])]) for i in np.flatnonzero(found)]
+    since, last = min(first_steps), int(table.steps[-1])
+    if not used:
+        level = Severity.INFO
+    elif loss.failed or portion >= limits.majority:
+        level = Severity.ERROR
+    else:
+        level = Severity.WARNING
+    shown = used or unused
+    dead = _dead_activations(run)
+    reason = "; the loss does not use these layers" if not used else ""
+    if used and dead:
+        reason = f"; every unit of {names_in_words(dead)} is zero"
+    yield zero_gradient.finding(
+        level,
+        module_of(shown[0]),
+        f"{len(shown)} weights ({names_in_words(shown)}) have had a gradient of exactly zero "
+        f"since step {since}{reason}.",
+        evidence=tuple(Evidence("grad_norm", name, since, last, 0.0, 0.0) for name in shown[:3]),
+        remedies=_remedies(dead=bool(dead))
+        if used
+        else ("If they are meant to rest, requires_grad_(False) says so.",),
+    )
+
+
+def _last_in_a_row(
+    condition: Bools, known: Bools
+) -> "np.ndarray[tuple[int, ...], np.dtype[np.int64]]":
+    """Per column: how many of the last measured values in a row meet the condition."""
+    counts = np.zeros(condition.shape[1], np.int64)
+    running = np.ones(condition.shape[1], dtype=bool)
+    for holds, seen in zip(condition[::-1], known[::-1], strict=True):
+        running &= holds | ~seen
+        counts += running & seen
+    return counts
+
+
+def _since(zero: Bools) -> int:
+    """The row at which the last unbroken stretch began."""
+    broken = np.flatnonzero(~zero)
+    return int(broken[-1]) + 1 if broken.size and broken[-1] + 1 < zero.size else 0
+
+
+def _gets_nothing(run: Run, module: str) -> bool:
+    """Whether the module ran, and no gradient ever arrived at its output."""
+    modules = run.modules
+    if module not in modules.names:
+        return False
+    at = modules.names.index(module)
+    ran = (~np.isnan(modules["output_nonfinite"][:, at])).any()
+    return bool(ran and np.isnan(modules["output_grad_nonfinite"][:, at]).all())
+
+
+def _dead_activations(run: Run) -> list[str]:
+    """The activations all of whose units are dead at the last recorded step."""
+    dead = run.modules["dead_unit_fraction"]
+    if not dead.size:
+        return []
+    return [
+        entity.name
+        for entity, share in zip(run.modules.entities, dead[-1], strict=True)
+        if share == 1 and entity.group == "activation"
+    ]
+
+
+def _remedies(*, dead: bool) -> tuple[str, ...]:
+    revive = (
+        "Revive the units: zero or small positive biases, He initialization, a lower learning "
+        "rate, or nn.LeakyReLU in place of nn.ReLU.",
+    )
+    return (
+        *(revive if dead else ()),
+        "Check that the loss depends on these layers: a softmax over one unit, a clamp outside "
+        "its range, argmax or rounding have no gradient.",
+        "In half precision, use a GradScaler or bfloat16: small gradients become zero.",
+    )

@@ -1,0 +1,99 @@
+"""Asking the rules: order, causes, limits, and rules that fail."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, is_dataclass
+
+import pytest
+
+from gradscope.analysis.analyzer import analyze
+from gradscope.analysis.causes import EXPLAINS, arrange
+from gradscope.analysis.finding import Finding, Severity
+from gradscope.analysis.rule import SECTIONS, Rule, rule
+from gradscope.analysis.rules import BUILTIN
+from gradscope.errors import ConfigError, ConfigTypeError
+from gradscope.record import Run
+from tests.analysis.synthetic import Chain
+
+
+@dataclass(frozen=True)
+class NoLimits:
+    """Nothing to choose."""
+
+
+def failing(run: Run, limits: NoLimits) -> Iterator[Finding]:
+    """Yield one finding, then fail."""
+    del limits
+    yield Finding("GS998", "failing", Severity.ERROR, None, f"{len(run.steps)} steps")
+    raise ZeroDivisionError
+
+
+def test_a_rule_that_fails_costs_only_itself() -> None:
+    bad = rule("GS998", name="failing", limits=NoLimits())(failing)
+    report = analyze(Chain().run(), rules=[bad, *BUILTIN])
+    assert report.findings == ()
+    assert [(skip.code, skip.reason) for skip in report.skipped] == [
+        ("GS998", "failed: ZeroDivisionError: ")
+    ]
+
+
+def test_only_the_rules_that_were_asked_for() -> None:
+    report = analyze(Chain().run(), rules=BUILTIN[:2])
+    assert [rule.code for rule in report.rules] == ["GS001", "GS002"]
+
+
+@pytest.mark.parametrize(
+    ("limits", "words"),
+    [
+        ({"GS1011": {}}, "did you mean 'GS101'"),
+        ({"GS101": {"decayed": 1.0}}, "did you mean 'decay'"),
+    ],
+)
+def test_unknown_limits_name_the_nearest(limits: dict[str, dict[str, float]], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        analyze(Chain().run(), limits=limits)
+
+
+def test_limits_must_be_a_dataclass() -> None:
+    with pytest.raises(ConfigTypeError, match="GS997"):
+        rule("GS997", name="x", limits={"a": 1})
+
+
+def finding(code: str, severity: Severity, layer: str | None = None) -> Finding:
+    return Finding(code, code.lower(), severity, layer, "…")
+
+
+def test_root_causes_come_first_then_by_severity() -> None:
+    given = [
+        finding("GS503", Severity.ERROR),
+        finding("GS002", Severity.INFO),
+        finding("GS102", Severity.ERROR),
+        finding("GS104", Severity.WARNING),
+    ]
+    arranged = arrange(given)
+    assert [f.code for f in arranged] == ["GS104", "GS002", "GS102", "GS503"]
+    assert [f.explained_by for f in arranged] == [(), (), ("GS104",), ("GS104", "GS102")]
+
+
+def test_causes_are_not_circular() -> None:
+    def reachable(code: str) -> set[str]:
+        direct = EXPLAINS.get(code, ())
+        return set(direct).union(*(reachable(consequence) for consequence in direct))
+
+    for code in EXPLAINS:
+        assert code not in reachable(code)
+
+
+@pytest.mark.parametrize("asked", BUILTIN, ids=lambda asked: asked.code)
+def test_every_rule_has_its_page(asked: Rule[object]) -> None:
+    at = [asked.doc.find(f"## {section}\n") for section in SECTIONS]
+    assert -1 not in at
+    assert at == sorted(at)
+    assert all(asked.section(section) for section in SECTIONS)
+    assert asked.summary.endswith(".")
+    assert is_dataclass(asked.limits)
+
+
+def test_rules_stand_in_the_order_of_their_codes() -> None:
+    codes = [asked.code for asked in BUILTIN]
+    assert codes == sorted(set(codes))
+    assert {code for codes in EXPLAINS.values() for code in codes} <= set(codes)

@@ -1,0 +1,239 @@
+"""GS001 to GS004 and GS503 on runs with a known diagnosis."""
+
+import numpy as np
+import pytest
+
+from gradscope.analysis.analyzer import analyze
+from gradscope.analysis.finding import Severity
+from gradscope.record import Run
+from tests.analysis.synthetic import Builder, Chain
+from tests.analysis.test_depth_rules import STUCK, findings
+
+
+def without_gradient(builder: Builder, *layers: int) -> Builder:
+    """The layers' weights and biases have .grad = None at every step."""
+    for layer in layers:
+        for leaf in ("weight", "bias"):
+            name = f"layers.{layer}.{leaf}"
+            builder.set("parameters", "grad_missing", name, 1)
+            builder.set("parameters", "grad_norm", name, np.nan)
+            builder.set("parameters", "update_ratio", name, np.nan)
+        for module in (f"layers.{layer}", f"layers.{layer}.act"):
+            builder.set("modules", "output_grad_norm", module, np.nan)
+            builder.set("modules", "output_grad_nonfinite", module, np.nan)
+    return builder
+
+
+class TestNothingRecorded:
+    @pytest.mark.parametrize(
+        ("coverage", "words"),
+        [
+            ({"forwards": 0, "optimizer_steps": 0}, "forward never ran"),
+            ({"forwards": 7, "optimizer_steps": 0}, "ran 7 times, but no optimizer stepped"),
+            ({"forwards": 0, "optimizer_steps": 3}, "3 optimizer steps were seen"),
+        ],
+    )
+    def test_says_why(self, coverage: dict[str, int], words: str) -> None:
+        finding = findings(Chain(steps=0, meta={"coverage": coverage}).run())["GS001"]
+        assert finding.severity is Severity.WARNING
+        assert words in finding.message
+        assert finding.remedies
+
+    def test_all_none_is_nothing(self) -> None:
+        builder = without_gradient(Chain(layers=4).builder(), 0, 1, 2, 3)
+        assert "every parameter's .grad was None" in findings(builder.build())["GS001"].message
+
+    def test_one_gradient_is_something(self) -> None:
+        builder = without_gradient(Chain(layers=4).builder(), 0, 1, 2)
+        assert "GS001" not in findings(builder.build())
+
+
+class TestMissingGradient:
+    def test_a_severed_majority_is_a_warning_though_the_loss_falls(self) -> None:
+        builder = without_gradient(Chain(layers=4).builder(), 0, 1, 2)
+        finding = findings(builder.build())["GS002"]
+        assert finding.severity is Severity.WARNING
+        assert finding.layer == "layers.0"
+        assert "6 of 8 parameters" in finding.message
+        assert "75%" in finding.message
+        assert "severed" in finding.message
+
+    def test_an_unused_head_is_information(self) -> None:
+        builder = without_gradient(Chain(layers=4).builder(), 3)
+        finding = findings(builder.build())["GS002"]
+        assert finding.severity is Severity.INFO
+        assert "severed" not in finding.message
+
+    def test_an_unused_head_that_runs_before_the_used_one_is_information(self) -> None:
+        builder = without_gradient(Chain(layers=4).builder(), 2)
+        assert findings(builder.build())["GS002"].severity is Severity.INFO
+
+    def test_a_stuck_loss_is_harm(self) -> None:
+        builder = without_gradient(Chain(layers=4, loss=STUCK).builder(), 0, 1, 2)
+        assert findings(builder.build())["GS002"].severity is Severity.ERROR
+
+    def test_missing_now_and_then_is_no_finding(self) -> None:
+        builder = Chain(layers=4).builder()
+        builder.set("parameters", "grad_missing", "layers.0.weight", np.arange(100) % 2)
+        assert "GS002" not in findings(builder.build())
+
+    def test_frozen_is_no_finding(self) -> None:
+        builder = without_gradient(Chain(layers=4).builder(), 0)
+        for leaf in ("weight", "bias"):
+            builder.set("parameters", "requires_grad", f"layers.0.{leaf}", 0)
+        assert findings(builder.build()) == {}
+
+
+class TestNotInOptimizer:
+    def forgotten(self, **chain: tuple[float, float]) -> Builder:
+        builder = Chain(layers=4, **chain).builder()  # type: ignore[arg-type]
+        for layer in (0, 1):
+            for leaf in ("weight", "bias"):
+                name = f"layers.{layer}.{leaf}"
+                builder.set("parameters", "in_optimizer", name, 0)
+                builder.set("parameters", "grad_norm", name, np.nan)
+                builder.set("parameters", "update_ratio", name, np.nan)
+                builder.set("parameters", "weight_norm", name, 8.0)
+        return builder
+
+    def test_forgotten_layers(self) -> None:
+        found = findings(self.forgotten().build())
+        assert list(found) == ["GS004"]
+        assert found["GS004"].severity is Severity.WARNING
+        assert "4 of 8 trainable parameters" in found["GS004"].message
+        assert "50%" in found["GS004"].message
+
+    def test_with_a_stuck_loss_it_is_an_error(self) -> None:
+        finding = findings(self.forgotten(loss=STUCK).build())["GS004"]
+        assert finding.severity is Severity.ERROR
+
+    def test_weights_that_something_else_moves_are_no_finding(self) -> None:
+        builder = self.forgotten()
+        for layer in (0, 1):
+            for leaf in ("weight", "bias"):
+                builder.set(
+                    "parameters", "weight_norm", f"layers.{layer}.{leaf}", 8 + np.arange(100)
+                )
+        assert findings(builder.build()) == {}
+
+    def test_frozen_is_no_finding(self) -> None:
+        builder = self.forgotten()
+        builder.arrays["parameters"]["requires_grad"][:, :4] = 0
+        assert findings(builder.build()) == {}
+
+
+class TestZeroGradient:
+    def zero(self, builder: Builder, layer: int, since: int = 0) -> Builder:
+        values = np.full(len(builder.steps), 0.1)
+        values[since:] = 0
+        builder.set("parameters", "grad_norm", f"layers.{layer}.weight", values)
+        return builder
+
+    def test_a_layer_that_stays_zero(self) -> None:
+        finding = findings(self.zero(Chain().builder(), 1, since=40).build())["GS003"]
+        assert finding.severity is Severity.WARNING
+        assert finding.layer == "layers.1"
+        assert "since step 40" in finding.message
+
+    def test_dead_units_are_named(self) -> None:
+        builder = self.zero(Chain().builder(), 1)
+        builder.set("modules", "dead_unit_fraction", "layers.1.act", 1.0)
+        finding = findings(builder.build())["GS003"]
+        assert "every unit of layers.1.act is zero" in finding.message
+        assert "Revive" in finding.remedies[0]
+
+    def test_most_of_the_weights_at_zero_is_an_error(self) -> None:
+        builder = Chain(layers=4).builder()
+        for layer in range(3):
+            self.zero(builder, layer)
+        assert findings(builder.build())["GS003"].severity is Severity.ERROR
+
+    def test_zero_in_the_first_steps_only_is_structure(self) -> None:
+        # LoRA's A, zero-initialized residual branches.
+        builder = Chain().builder()
+        values = np.full(100, 0.1)
+        values[:2] = 0
+        builder.set("parameters", "grad_norm", "layers.0.weight", values)
+        assert findings(builder.build()) == {}
+
+    def test_four_steps_are_not_lasting_and_five_are(self) -> None:
+        assert "GS003" not in findings(self.zero(Chain().builder(), 0, since=96).build())
+        assert "GS003" in findings(self.zero(Chain().builder(), 0, since=95).build())
+
+    def test_biases_are_not_judged(self) -> None:
+        builder = Chain().builder().set("parameters", "grad_norm", "layers.0.bias", 0)
+        assert findings(builder.build()) == {}
+
+    def test_a_layer_that_the_loss_does_not_use_is_information(self) -> None:
+        builder = self.zero(Chain().builder(), 11)
+        builder.set("modules", "output_grad_nonfinite", "layers.11", np.nan)
+        builder.set("modules", "output_grad_norm", "layers.11", np.nan)
+        finding = findings(builder.build())["GS003"]
+        assert finding.severity is Severity.INFO
+        assert "does not use" in finding.message
+
+    def test_a_solved_loss_has_no_gradient(self) -> None:
+        builder = self.zero(Chain(loss_noise=0).builder(), 0, since=50)
+        builder.scalars["loss"] = 2.3 * np.exp(-np.arange(100) / 5)
+        assert findings(builder.build()) == {}
+
+
+class TestNonFiniteGradient:
+    def broken(self, since: int = 30, until: int = 100) -> Builder:
+        builder = Chain().builder()
+        values = np.zeros(100)
+        values[since:until] = 5
+        builder.set("parameters", "grad_nonfinite", "layers.3.weight", values)
+        return builder
+
+    def test_names_step_and_parameter(self) -> None:
+        finding = findings(self.broken().build())["GS503"]
+        assert finding.severity is Severity.ERROR
+        assert finding.layer == "layers.3.weight"
+        assert "1 of 24 gradients" in finding.message
+        assert "at step 30" in finding.message
+        assert finding.evidence[0].observed == 5
+
+    def test_the_interval_where_the_step_before_was_not_recorded(self) -> None:
+        builder = self.broken()
+        builder.steps = builder.steps * 10
+        assert "at step 300 (it began after step 290" in findings(builder.build())["GS503"].message
+
+    def test_names_the_first_broken_output(self) -> None:
+        builder = self.broken()
+        for layer in range(5, 12):
+            for name in (f"layers.{layer}", f"layers.{layer}.act"):
+                values = np.zeros(100)
+                values[30:] = 1
+                builder.set("modules", "output_nonfinite", name, values)
+        message = findings(builder.build())["GS503"].message
+        assert "broken first at the output of layers.5" in message
+
+    def test_names_where_the_way_back_broke(self) -> None:
+        builder = self.broken()
+        for layer in range(5):
+            values = np.zeros(100)
+            values[30:] = 1
+            builder.set("modules", "output_grad_nonfinite", f"layers.{layer}", values)
+        message = findings(builder.build())["GS503"].message
+        assert "the forward pass was finite" in message
+        assert "output of layers.4 " in message
+
+    def test_a_healthy_run_has_none(self) -> None:
+        assert "GS503" not in findings(Chain().run())
+
+
+def test_a_table_full_of_nan_is_skipped_with_its_reason() -> None:
+    builder = Chain().builder()
+    for quantities in builder.arrays.values():
+        for values in quantities.values():
+            values[:] = np.nan
+    report = analyze(builder.build())
+    assert [finding.code for finding in report.findings] == ["GS001"]
+    reasons = {skip.code: skip.reason for skip in report.skipped}
+    assert reasons["GS101"] == "not measured: modules.output_grad_norm"
+
+
+def test_one_step_is_enough_for_a_report() -> None:
+    run: Run = Chain(steps=1).run()
+    assert findings(run) == {}

@@ -1,0 +1,68 @@
+"""Real trainings get the right verdict, their repaired twins and healthy ones none."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from gradscope import Report
+from tests.trainings import programs
+
+FAULTY: dict[str, tuple[Callable[..., Report], str]] = {
+    "circles_narrow_tanh": (programs.circles_narrow_tanh, "GS104"),
+    "tiny_weights": (programs.tiny_weights, "GS104"),
+    "dead_from_the_start": (programs.dead_from_the_start, "GS003"),
+    "softmax_over_one_unit": (programs.softmax_over_one_unit, "GS003"),
+    "head_only_in_optimizer": (programs.head_only_in_optimizer, "GS004"),
+    "detached_encoder": (programs.detached_encoder, "GS002"),
+    "root_of_zero": (programs.root_of_zero, "GS503"),
+}
+HEALTHY: tuple[Callable[[], Report], ...] = (
+    programs.deep_pre_norm,
+    programs.low_rank_adapters,
+    programs.rare_tokens,
+    programs.unused_head,
+    programs.bias_before_batchnorm,
+    programs.accumulation,
+    programs.converged,
+    programs.plain_cnn,
+    programs.small_learning_rate,
+    programs.gan,
+)
+
+
+def complaints(report: Report) -> list[str]:
+    # What was skipped because it failed would be silence for the wrong reason.
+    assert not [skip for skip in report.skipped if skip.reason.startswith("failed")]
+    assert not report.run.meta["problems"]
+    return [
+        f"{finding.code} {finding.severity.value}: {finding.message}"
+        for finding in report.findings
+        if finding.severity.value != "info"
+    ]
+
+
+@pytest.mark.parametrize("name", FAULTY)
+def test_the_fault_leads(name: str) -> None:
+    program, code = FAULTY[name]
+    torch.manual_seed(0)
+    report = program()
+    found = complaints(report)
+    assert found
+    assert report.findings[0].code == code, found
+    assert len([finding for finding in report.roots if finding.severity.value != "info"]) == 1
+
+
+@pytest.mark.parametrize("name", FAULTY)
+def test_the_repaired_twin_is_healthy(name: str) -> None:
+    program, _ = FAULTY[name]
+    torch.manual_seed(0)
+    assert complaints(program(repaired=True)) == []
+
+
+@pytest.mark.parametrize("program", HEALTHY, ids=lambda program: program.__name__)
+def test_healthy(program: Callable[[], Report]) -> None:
+    torch.manual_seed(0)
+    report = program()
+    assert report.run.recorded_steps.size > 10
+    assert complaints(report) == []
