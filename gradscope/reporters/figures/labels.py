@@ -1,0 +1,56 @@
+"""The names beside a picture: which of them fit, how they are shortened, which are marked."""
+
+from collections.abc import Iterable, Sequence
+
+from gradscope.analysis.finding import Finding, Severity
+from gradscope.record import Entity
+from gradscope.reporters.wording import inert
+
+MARK = "▸ "
+
+
+def elided(name: str, length: int) -> str:
+    """The name within a length: first its outer parts are abbreviated, then its middle goes.
+
+    `encoder.layers.12.attention.weight` becomes `e.l.12.attention.weight`: the numbers and the
+    end are what tells layers apart.
+    """
+    parts = inert(name).split(".")
+    for index, part in enumerate(parts[:-1]):
+        if len(".".join(parts)) <= length:
+            break
+        parts[index] = part if part.isdigit() else part[:1]
+    shown = ".".join(parts)
+    if len(shown) <= length:
+        return shown
+    tail = (length - 1) * 2 // 3
+    return f"{shown[: length - 1 - tail]}…{shown[-tail:]}"
+
+
+def marked_rows(entities: Sequence[Entity], findings: Iterable[Finding]) -> list[int]:
+    """The entities at which there is a warning or an error."""
+    layers = {
+        finding.layer
+        for finding in findings
+        if finding.layer and finding.severity is not Severity.INFO
+    }
+    return [
+        index
+        for index, entity in enumerate(entities)
+        if any(_same_layer(entity.name, layer) for layer in layers)
+    ]
+
+
+def _same_layer(name: str, layer: str) -> bool:
+    """Whether one is the other, or a part of it, such as a layer's weight."""
+    return name == layer or name.startswith(f"{layer}.") or layer.startswith(f"{name}.")
+
+
+def shown_rows(rows: int, marked: Sequence[int], room: int) -> list[int]:
+    """Which of the rows get a label where only `room` labels fit; the marked ones go first."""
+    gap = max(1, -(-rows // room))
+    taken: list[int] = []
+    for row in [*marked, *range(0, rows, gap)]:
+        if all(abs(row - other) >= gap for other in taken):
+            taken.append(row)
+    return sorted(taken)

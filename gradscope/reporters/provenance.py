@@ -1,0 +1,84 @@
+"""Where a report's numbers come from: what was measured, and what was not seen."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from gradscope.record import Run
+from gradscope.reporters.wording import count, listed, number
+
+_NAMED = 5
+
+
+def particulars(run: Run) -> dict[str, str]:
+    """The run in a few labelled facts; what is not known has no entry."""
+    facts = {
+        "Model": _model(run.meta),
+        "Steps": _steps(run),
+        "Optimizer": _optimizers(run.meta),
+        "Device": str(run.meta.get("device", "")),
+        "Versions": ", ".join(map(" ".join, _mapping(run.meta, "versions").items())),
+        "Started": str(run.meta.get("created", "")),
+        "Log": str(run.meta.get("log_dir") or ""),
+    }
+    return {label: fact for label, fact in facts.items() if fact}
+
+
+def unseen(run: Run) -> list[str]:
+    """What was not seen, and why; a sentence each."""
+    return [*_gaps(run.meta), *_problems(run.meta), *map(str, run.meta.get("left_out", ()))]
+
+
+def _model(meta: Mapping[str, Any]) -> str:
+    name, total = str(meta.get("model", "")), meta.get("parameters")
+    if total is None:
+        return name
+    trainable = meta.get("trainable_parameters", total)
+    some = "" if trainable == total else f", {trainable:,} of them trainable"
+    return f"{name}, {total:,} parameters{some}"
+
+
+def _steps(run: Run) -> str:
+    if not len(run.steps):
+        return "none was seen"
+    cadence = run.meta.get("cadence")
+    recorded = f"{len(run.recorded_steps):,} recorded" + (f" ({cadence})" if cadence else "")
+    return f"{run.steps[0]} to {run.steps[-1]}, {recorded}"
+
+
+def _optimizers(meta: Mapping[str, Any]) -> str:
+    return "; ".join(
+        f"{optimizer.get('type', 'unknown')}"
+        + (f", learning rate {number(float(optimizer['lr']))}" if "lr" in optimizer else "")
+        for optimizer in _mapping(meta, "coverage").get("optimizers", ())
+    )
+
+
+def _gaps(meta: Mapping[str, Any]) -> Iterator[str]:
+    coverage = _mapping(meta, "coverage")
+    modules, parameters = _mapping(coverage, "modules"), _mapping(coverage, "parameters")
+    expected, seen = parameters.get("expected", 0), parameters.get("seen", 0)
+    if seen < expected:
+        yield f"the gradients of {expected - seen:,} of {count(expected, 'parameter')}"
+    if modules.get("never_ran"):
+        yield f"modules that never ran: {listed(modules['never_ran'], _NAMED)}"
+    if modules.get("output_gradients_unseen"):
+        names = listed(modules["output_gradients_unseen"], _NAMED)
+        yield f"the gradient at the outputs of {names}"
+    if meta.get("level") == "parameters":
+        yield 'module outputs: the run was recorded with level="parameters"'
+    if coverage.get("loss_seen") is False:
+        yield "the loss: without it harm can't be judged; add scope.log(loss=loss) to the loop"
+    if coverage.get("unfinished_step"):
+        yield "the last step: it had not ended"
+
+
+def _problems(meta: Mapping[str, Any]) -> Iterator[str]:
+    for problem in meta.get("problems", ()):
+        # The gaps say this already.
+        if problem.get("part") != "loss":
+            yield str(problem.get("message", ""))
+
+
+def _mapping(owner: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    found = owner.get(key)
+    return found if isinstance(found, Mapping) else {}

@@ -1,0 +1,233 @@
+import base64
+import re
+from functools import cache
+from html.parser import HTMLParser
+from xml.etree import ElementTree as ET
+
+import numpy as np
+import pytest
+
+from gradscope.analysis.finding import Evidence, Severity
+from gradscope.analysis.report import Report, Skipped
+from gradscope.record import Run
+from gradscope.reporters.html import HtmlReporter
+from gradscope.reporters.html.sheets import MAX_ROWS
+from tests.reporters.samples import (
+    HOSTILE,
+    META,
+    empty_run,
+    finding,
+    report_of,
+    run_of,
+    sick_report,
+)
+
+VOID = {"meta", "img", "path", "circle"}
+Attributes = list[tuple[str, str | None]]
+
+
+class Page(HTMLParser):
+    """The elements with their attributes, and the text that a reader sees."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self._open: list[str] = []
+        self.feed(page)
+        self.close()
+        assert not self._open
+
+    def handle_starttag(self, tag: str, attrs: Attributes) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: Attributes) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self._open:
+            self.text += data
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+    def classed(self, name: str) -> list[str]:
+        return [
+            tag
+            for tag, attributes in self.elements
+            if name in (attributes.get("class") or "").split()
+        ]
+
+
+@cache
+def made(report: Report) -> str:
+    """Rendering takes a second; reports compare by identity."""
+    return HtmlReporter().render(report)
+
+
+def page_of(report: Report) -> Page:
+    return Page(made(report))
+
+
+def full_run(layers: int = 4) -> Run:
+    norms = np.geomspace(1e-6, 1, layers) * np.ones((30, 1))
+    return run_of(norms, output_norms=norms, loss=np.linspace(2, 1, 30))
+
+
+def hostile_report() -> Report:
+    run = run_of(
+        np.ones((3, 2)),
+        names=[HOSTILE, '" onmouseover="alert(2)'],
+        meta={**META, "model": HOSTILE, "device": HOSTILE, "left_out": [HOSTILE]},
+    )
+    evidence = (Evidence(HOSTILE, HOSTILE, 0, 2, 1.0, 2.0),)
+    found = finding(
+        layer=HOSTILE, message=HOSTILE, remedies=(HOSTILE, "`" + HOSTILE), evidence=evidence
+    )
+    under = finding("GS003", "zero-gradient", layer=HOSTILE, explained_by=("GS101",))
+    note = finding("GS301", "dead-relu", Severity.INFO, HOSTILE, HOSTILE)
+    return report_of(run, found, under, note, skipped=(Skipped("GS301", "x", HOSTILE),))
+
+
+ALL = {
+    "sick": sick_report(),
+    "full": report_of(full_run(), finding()),
+    "hostile": hostile_report(),
+    "healthy": report_of(full_run()),
+    "empty": report_of(empty_run()),
+    "one step": report_of(run_of([[1.0]])),
+    "all NaN": report_of(run_of(np.full((3, 3), np.nan))),
+}
+
+
+@pytest.mark.parametrize("report", ALL.values(), ids=ALL)
+def test_the_page_asks_for_nothing(report: Report) -> None:
+    page = page_of(report)
+    policy = next(
+        attributes["content"]
+        for attributes in page.all("meta")
+        if attributes.get("http-equiv") == "Content-Security-Policy"
+    )
+    assert policy is not None
+    assert {"default-src 'none'", "img-src data:"} <= set(policy.split("; "))
+    assert "script-src" not in policy
+    assert not re.search(r"https?://|@import|url\(", made(report))
+    for tag, attributes in page.elements:
+        assert tag not in {"script", "link", "iframe", "object", "embed", "base", "a"}
+        for name, value in attributes.items():
+            assert not name.startswith("on")
+            if name in {"src", "srcset", "href"}:
+                assert value is not None
+                assert value.startswith("data:image/")
+
+
+@pytest.mark.parametrize("report", ALL.values(), ids=ALL)
+def test_pictures_are_images_with_a_description(report: Report) -> None:
+    page = page_of(report)
+    for attributes in page.all("img"):
+        assert re.search(r"\w+ .*; .*\w", attributes["alt"] or "")
+        uri = attributes["src"]
+        assert uri is not None
+        kind, _, content = uri.partition(";base64,")
+        picture = base64.b64decode(content, validate=True)
+        if kind == "data:image/png":
+            assert picture.startswith(b"\x89PNG")
+        else:
+            assert ET.fromstring(picture).tag.endswith("svg")  # noqa: S314  (our own)
+
+
+def test_light_and_dark_pictures_differ() -> None:
+    pictures = page_of(ALL["full"]).all("img")
+    light = [picture["src"] for picture in pictures if picture["class"] == "on-light"]
+    dark = [picture["src"] for picture in pictures if picture["class"] == "on-dark"]
+    assert len(light) == len(dark) == 3
+    assert not set(light) & set(dark)
+
+
+def test_hostile_names_are_text() -> None:
+    page = page_of(ALL["hostile"])
+    spelled_out = HOSTILE.replace("\x1b", r"\x1b")
+    # Title, message, finding, remedies, evidence, consequence, note, tables, facts.
+    assert page.text.count(spelled_out) > 10
+    assert "\x1b" not in made(ALL["hostile"])
+    assert "</script>" not in made(ALL["hostile"])
+    assert all((a["src"] or "").startswith("data:image/") for a in page.all("img"))
+    assert not any("onmouseover" in attributes for _, attributes in page.elements)
+
+
+def test_the_verdict_comes_first_and_the_cards_say_it_all() -> None:
+    page = page_of(ALL["sick"])
+    order = [
+        "2 root causes, training can't work: poor-initialization at layers.0; made-up.",
+        "What is wrong",
+        "The weights start 5 times too small.",
+        "Seen in the whole run, steps 0 to 290.",
+        "Call nn.init.kaiming_normal_ before training.",
+        "Early layers learn nothing",
+        "What it explains",
+        "vanishing-gradient at layers.0",
+        "zero-gradient at layers.0.weight",
+        "grad_norm first/last layer",
+        "1.23e-6",
+        "A rule that was not asked.",
+        "Also seen, without harm",
+        "3 of 32 units are dead.",
+        "not measured: modules.dead_unit_fraction",
+        "modules that never ran: unused",
+    ]
+    positions = [page.text.find(said) for said in order]
+    assert -1 not in positions
+    assert positions == sorted(positions)
+    assert len(page.all("article")) == 2
+
+
+def test_severity_is_a_word_and_a_shape() -> None:
+    page = page_of(ALL["sick"])
+    assert set(page.classed("severity")) == {"span"}
+    assert len(page.classed("sign")) == len(page.classed("severity")) + 1
+    for word in ("error", "warning", "info"):
+        assert len([1 for tag in page.classed(word) if tag == "span"]) >= 1
+
+
+def test_many_findings_and_layers_are_cut_and_counted() -> None:
+    roots = [finding(layer=f"layers.{index}") for index in range(500)]
+    under = [
+        finding("GS003", "zero-gradient", layer="elsewhere", explained_by=("GS101",))
+        for _ in range(30)
+    ]
+    page = page_of(report_of(full_run(500), *roots, *under))
+    assert len(page.all("article")) == 50
+    assert "And 450 more root causes" in page.text
+    assert "and 10 more" in page.text
+    assert len(page.classed("marked")) == 2 * MAX_ROWS
+    assert f"500, {MAX_ROWS} shown" in page.text
+
+
+def test_of_many_layers_the_one_with_a_finding_has_its_row() -> None:
+    page = page_of(report_of(full_run(500), finding(layer="layers.444")))
+    assert len(page.classed("marked")) == 2
+    assert "layers.444.weight" in page.text
+    assert "layers.443.weight" not in page.text
+
+
+def test_the_tables_hold_the_numbers() -> None:
+    page = page_of(report_of(full_run(4)))
+    row = page.text.partition("layers.1.weight")[2].partition("layers.2.weight")[0].split("\n")
+    assert "Linear" in row[0]
+    assert "32 × 8" in row[0]
+    assert "1e-4" in row[0]
+
+
+def test_a_page_is_small() -> None:
+    noise = np.exp(np.random.default_rng(0).normal(0, 2, (2000, 40)))
+    run = run_of(noise, output_norms=noise, loss=noise[:, 0])
+    assert len(HtmlReporter().render(report_of(run))) < 2_500_000
+
+
+def test_the_same_report_makes_the_same_page() -> None:
+    assert HtmlReporter().render(ALL["full"]) == made(ALL["full"])
