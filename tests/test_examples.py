@@ -1,0 +1,66 @@
+"""The examples run as programs, and the runs they leave hold what they promise."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import gradscope
+
+_EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def run_example(name: str, log_dir: Path) -> tuple[str, gradscope.Run]:
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(_EXAMPLES / name), str(log_dir)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "COLUMNS": "100"},
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout, gradscope.load(log_dir)
+
+
+def test_every_example_is_tested() -> None:
+    assert {path.name for path in _EXAMPLES.glob("*.py")} == {
+        "criterion.py",
+        "no_optimizer.py",
+        "plain_loop.py",
+    }
+
+
+def test_plain_loop(tmp_path: Path) -> None:
+    printed, run = run_example("plain_loop.py", tmp_path)
+    assert "Healthy" in printed
+    assert list(run.recorded_steps) == [*range(11), *range(20, 100, 10)]
+    assert run.scalars["accuracy"][-1] > 0.8
+    # What was clipped is at most 1, and the norm before is known too.
+    before = run.scalars["grad_norm_before_clip"][run.recorded_steps]
+    after = run.scalars["grad_norm"][run.recorded_steps]
+    assert after == pytest.approx(np.minimum(before, 1), rel=1e-3)
+
+
+def test_criterion(tmp_path: Path) -> None:
+    printed, run = run_example("criterion.py", tmp_path)
+    assert "Healthy" in printed
+    assert run.signals.names == ("input", "output", "target")
+    assert run.scalars["loss"][-1] < run.scalars["loss"][0]
+    # Half a period of a cosine, from 0.05 to 0.
+    steps = np.arange(200)
+    rate = 0.025 * (1 + np.cos(np.pi * steps / 200))
+    assert run.scalars["learning_rate"] == pytest.approx(rate, abs=1e-9)
+
+
+def test_no_optimizer(tmp_path: Path) -> None:
+    printed, run = run_example("no_optimizer.py", tmp_path)
+    assert "Healthy" in printed
+    assert len(run.recorded_steps) == 300
+    # Plain descent: the update is the gradient times -0.001.
+    assert run.parameters["update_gradient_cosine"] == pytest.approx(-1)
+    assert run.parameters["update_norm"] == pytest.approx(
+        1e-3 * run.parameters["grad_norm"], rel=1e-3
+    )
