@@ -94,7 +94,7 @@ MODULES: tuple[Quantity, ...] = (
         "output_saturated_fraction",
         "saturated",
         "share",
-        "share of outputs within 1.5 % of the range's end (bounded activations only)",
+        "share of outputs where the derivative is below 6 % of its largest (bounded activations)",
     ),
     _module(
         "dead_unit_fraction",

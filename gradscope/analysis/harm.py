@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from gradscope.analysis.finding import Severity
 from gradscope.analysis.robust import measured, median, noise
+from gradscope.analysis.words import number
 from gradscope.record import Run
 
 
@@ -44,14 +45,14 @@ class Progress:
     def words(self) -> str:
         """The verdict as a clause of a sentence."""
         if self.verdict is LossVerdict.STUCK:
-            return f"the loss is stuck ({self.start:.4g} at first, {self.end:.4g} at last)"
+            return f"the loss is stuck ({number(self.start)} at first, {number(self.end)} at last)"
         if self.verdict is LossVerdict.NONFINITE:
             return "the loss is no longer a finite number"
         if self.verdict is LossVerdict.UNKNOWN:
             return "whether the loss suffers is not known"
         if self.verdict is LossVerdict.PROVES_NOTHING:
             return "the loss is not a measure of progress here"
-        return f"the loss still fell from {self.start:.4g} to {self.end:.4g}"
+        return f"the loss still fell from {number(self.start)} to {number(self.end)}"
 
 
 # Fewer losses than this are a beginning, not a trend.
@@ -68,7 +69,7 @@ _CONVERGED = 0.1
 def progress(run: Run) -> Progress:
     """What the loss says."""
     loss = run.scalars["loss"].astype(np.float64)
-    broken = run.scalars["nonfinite"] > 0
+    broken = run.scalars["loss_nonfinite"] > 0
     known = loss[np.isfinite(loss)]
     start = float(np.median(known[:5])) if known.size else np.nan
     tail = max(5, known.size // 5)

@@ -1,6 +1,4 @@
-"""Parameters and the layers that hold them: names, shares, and lists in words."""
-
-from collections.abc import Sequence
+"""Parameters and the layers that hold them: names and shares."""
 
 import numpy as np
 
@@ -22,10 +20,3 @@ def trainable_share(run: Run, which: Bools) -> float:
     sizes = np.array([entity.numel for entity in table.entities], dtype=np.float64)
     total = sizes[trainable].sum()
     return float(sizes[which & trainable].sum() / total) if total else 0.0
-
-
-def names_in_words(names: Sequence[str], limit: int = 3) -> str:
-    """The first few names, and how many more there are."""
-    shown = ", ".join(names[:limit])
-    more = len(names) - limit
-    return f"{shown} and {more} more" if more > 0 else shown

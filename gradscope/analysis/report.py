@@ -41,14 +41,6 @@ class Report:
         """Whether there is neither a warning nor an error."""
         return all(finding.severity is Severity.INFO for finding in self.findings)
 
-    def explained_by(self, finding: Finding) -> tuple[Finding, ...]:
-        """The findings whose nearest cause is this one."""
-        return tuple(other for other in self.findings if other.explained_by[:1] == (finding.code,))
-
-    def rule(self, code: str) -> Rule[Any]:
-        """The rule with this code."""
-        return next(rule for rule in self.rules if rule.code == code)
-
     def print(self) -> None:
         """Print it to the terminal."""
         from gradscope import reporters  # noqa: PLC0415  (see docs/decisions/0004)

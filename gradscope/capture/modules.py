@@ -153,6 +153,7 @@ class ModuleTaps:
             return
         use = self._uses.get(module, 0)
         self._uses[module] = use + 1
+        self._ran_modules.add(module)
         name, limit = self._names[module], self._config.max_uses
         if use >= limit:
             message = f"{name} runs more than {limit} times; further uses are not recorded"
@@ -161,7 +162,7 @@ class ModuleTaps:
             row = self._roster.module(name, use, module, output)
             if torch.is_grad_enabled():
                 self._measure(rows, row, module, output)
-                self._await_gradient(rows, row, module, output)
+                self._await_gradient(rows, row, output)
             elif use == 0:
                 aside = Rows()
                 self._measure(aside, row, module, output)
@@ -175,10 +176,9 @@ class ModuleTaps:
         row, aside = self._aside.pop(module, (None, None))
         if row is not None and aside is not None:
             rows.entries += aside.entries
-            self._await_gradient(rows, row, module, output)
+            self._await_gradient(rows, row, output)
 
-    def _await_gradient(self, rows: Rows, row: int, module: nn.Module, output: Tensor) -> None:
-        self._ran_modules.add(module)
+    def _await_gradient(self, rows: Rows, row: int, output: Tensor) -> None:
         self._ran.add(row)
         # A leaf lives longer than the step, and so would its hook.
         if output.requires_grad and not output.is_leaf:

@@ -33,7 +33,7 @@ _MAX_PENDING = 256
 # By then every loop has logged its loss once.
 _LOSS_EXPECTED_AFTER = 3
 # Names that mean something of gradscope's own in the log.
-_RESERVED = frozenset({"step", "nonfinite", "grad_norm", "grad_norm_before_clip"})
+_RESERVED = frozenset({"step", "nonfinite", "loss_nonfinite", "grad_norm", "grad_norm_before_clip"})
 
 # Where a loss was seen; a later one of these outranks an earlier.
 _LOSS_SOURCES = ("output", "criterion", "log")
@@ -457,14 +457,14 @@ class Observer:
             return
         if rank > pulse.loss_rank:
             pulse.loss_rank = rank
-            for name in ("loss", "nonfinite"):
+            for name in ("loss", "loss_nonfinite"):
                 pulse.values.pop(name, None)
         self._loss_seen = True
         pulse.add("loss", loss)
         if isinstance(loss, Tensor):
-            pulse.add("nonfinite", (~torch.isfinite(loss)).to(torch.float64))
+            pulse.add("loss_nonfinite", (~torch.isfinite(loss)).to(torch.float64))
         else:
-            pulse.add("nonfinite", float(not math.isfinite(loss)))
+            pulse.add("loss_nonfinite", float(not math.isfinite(loss)))
 
     def _see_output_loss(self, output: Any) -> None:
         loss = output_loss(output)

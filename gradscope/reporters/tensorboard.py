@@ -37,7 +37,7 @@ _MAX_CAUSES = 10
 _MAX_CONSEQUENCES = 10
 
 # Not a curve.
-_HIDDEN = {"nonfinite"}
+_HIDDEN = {"loss_nonfinite"}
 
 Row = NDArray[np.float32]
 

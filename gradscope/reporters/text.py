@@ -9,6 +9,7 @@ from rich.text import Text
 
 from gradscope.analysis.finding import Evidence, Finding, Severity
 from gradscope.analysis.report import Report
+from gradscope.analysis.words import number
 from gradscope.reporters.outline import Branch, outline
 from gradscope.reporters.provenance import particulars, unseen
 from gradscope.reporters.wording import (
@@ -16,7 +17,6 @@ from gradscope.reporters.wording import (
     count,
     has_verdict,
     inert,
-    number,
     since,
     skipped_by_reason,
     title,

@@ -1,9 +1,8 @@
-"""How a report speaks: its verdict, its names, its numbers, its step ranges."""
-
-import math
+"""How a report speaks: its verdict, its names, its step ranges."""
 
 from gradscope.analysis.finding import Finding, Severity
 from gradscope.analysis.report import Report
+from gradscope.analysis.words import layer_in_words
 from gradscope.record import Run
 from gradscope.reporters.outline import outline
 
@@ -40,9 +39,7 @@ def place(finding: Finding) -> str:
     """What is wrong, and where."""
     if not finding.layer:
         return finding.name
-    # In a Sequential the name is a number.
-    kind = "layer " if finding.layer.isdigit() else ""
-    return f"{finding.name} at {kind}{inert(finding.layer)}"
+    return f"{finding.name} at {inert(layer_in_words(finding.layer))}"
 
 
 def title(finding: Finding) -> str:
@@ -98,32 +95,8 @@ def count(amount: int, noun: str) -> str:
     return f"{amount:,} {noun}" if amount == 1 else f"{amount:,} {noun}s"
 
 
-_LARGEST_INTEGER = 1e6
-_LARGEST_PLAIN = 1e4
-_THREE_DIGITS = 100
-_SMALLEST_PLAIN = 1e-3
-
-
-def number(value: float) -> str:
-    """Three digits are enough to judge by."""
-    if not math.isfinite(value):
-        return "NaN" if math.isnan(value) else ("infinite" if value > 0 else "-infinite")
-    if value == int(value) and abs(value) < _LARGEST_INTEGER:
-        return f"{int(value):,}"
-    if _SMALLEST_PLAIN <= abs(value) < _LARGEST_PLAIN:
-        return f"{value:,.0f}" if abs(value) >= _THREE_DIGITS else f"{value:.3g}"
-    mantissa, _, exponent = f"{value:.2e}".partition("e")
-    return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
-
-
 def inert(text: str) -> str:
     """The text with control characters and the like spelled out: a name can be anything."""
     return "".join(
         char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
     )
-
-
-def listed(names: list[str], limit: int) -> str:
-    """The first names, and how many more there are."""
-    more = f", and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(inert(name) for name in names[:limit]) + more

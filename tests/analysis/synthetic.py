@@ -122,7 +122,7 @@ class Builder:
         self.scalars: dict[str, NDArray[Any]] = {
             name: np.full(len(steps), np.nan) for name in ("loss", "learning_rate", "grad_norm")
         }
-        self.scalars["nonfinite"] = np.zeros(len(steps))
+        self.scalars["loss_nonfinite"] = np.zeros(len(steps))
         self.meta = {"loss_is_progress": True, "problems": [], "left_out": [], **meta}
 
     def at(self, table: str, name: str) -> int:

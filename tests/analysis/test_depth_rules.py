@@ -48,7 +48,7 @@ def test_weights_too_small_for_relu_explain_the_vanishing() -> None:
     report = analyze(Chain(factor=1 / 3, scale=small, loss=STUCK).run())
     assert [finding.code for finding in report.findings] == ["GS104", "GS101"]
     assert report.findings[1].explained_by == ("GS104",)
-    assert "3.0 times too small for ReLU" in report.findings[0].message
+    assert "3 times too small for ReLU" in report.findings[0].message
     assert "kaiming_normal_" in report.findings[0].remedies[0]
 
 
@@ -136,7 +136,7 @@ def test_explosion_is_judged_by_the_steps_before_the_numbers_broke() -> None:
     for table, quantity in (("parameters", "grad_norm"), ("modules", "output_grad_norm")):
         builder.arrays[table][quantity][1:] = np.nan
     builder.scalars["loss"][1:] = np.nan
-    builder.scalars["nonfinite"][1:] = 1
+    builder.scalars["loss_nonfinite"][1:] = 1
     report = analyze(builder.build())
     assert [finding.code for finding in report.findings] == ["GS104", "GS102", "GS503"]
     assert [finding.severity for finding in report.findings] == [Severity.ERROR] * 3

@@ -263,3 +263,29 @@ def test_evaluation_of_a_watched_transformer_is_bit_for_bit_the_same(tmp_path: P
             assert torch.equal(evaluate(), expected)
             optimizer.step()
             assert torch.equal(evaluate(), expected)
+
+
+class OnlineAndTarget(nn.Module):
+    """Returns its loss; one part runs without gradients, as in self-distillation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.target, self.online = nn.Linear(3, 3), nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            aim = self.target(x)
+        out: Tensor = (self.online(x) - aim).square().mean()
+        return out
+
+
+@pytest.mark.parametrize("part", ["(root)", "target"])
+def test_what_ran_is_not_said_to_have_never_run(part: str, tmp_path: Path) -> None:
+    model = OnlineAndTarget()
+    optimizer = SGD(model.online.parameters(), lr=0.1)
+    with watch(model, optimizer, log_dir=tmp_path, every=1) as scope:
+        model(torch.ones(2, 3)).backward()
+        optimizer.step()
+        run = scope.run()
+    assert part not in run.meta["coverage"]["modules"]["never_ran"]
+    assert run.modules["output_rms"][0, run.modules.names.index("online")] > 0

@@ -229,7 +229,7 @@ def test_depth_marks_what_a_logarithm_can_not_show() -> None:
 def test_the_loss_and_where_it_is_not_finite() -> None:
     loss = [2.0, np.nan, 1.0, np.inf, np.nan]
     run = run_of(np.ones((5, 1)), loss=loss)
-    flags = {"nonfinite": np.array([0, 0, 0, 1, 1.0])}
+    flags = {"loss_nonfinite": np.array([0, 0, 0, 1, 1.0])}
     run = Run(
         run.parameters, run.modules, run.signals, run.steps, {**run.scalars, **flags}, run.meta
     )

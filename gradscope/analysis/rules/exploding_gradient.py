@@ -9,6 +9,7 @@ from gradscope.analysis.depth import depth_profile
 from gradscope.analysis.finding import Evidence, Finding
 from gradscope.analysis.harm import progress, severity
 from gradscope.analysis.rule import rule
+from gradscope.analysis.words import layer_in_words, number
 from gradscope.record import Run
 
 
@@ -63,8 +64,9 @@ def exploding_gradient(run: Run, limits: Limits) -> Iterator[Finding]:
     first, last = profile.layers[0].name, profile.layers[-1].name
     steps = profile.steps[exploded]
     message = (
-        f"The gradient grows {growth:.1e}-fold from {last} back to {first}, "
-        f"{profile.factor:.2g} per layer over {len(profile.layers)} layers; {loss.words}."
+        f"The gradient grows {number(growth)}-fold from {layer_in_words(last)} back to "
+        f"{layer_in_words(first)}, {number(profile.factor)} per layer over "
+        f"{len(profile.layers)} layers; {loss.words}."
     )
     yield exploding_gradient.finding(
         severity(loss, still=False, extreme=growth > limits.extreme_growth),

@@ -7,9 +7,10 @@ import numpy as np
 
 from gradscope.analysis.finding import Evidence, Finding, Severity
 from gradscope.analysis.harm import LossVerdict, Progress, progress
-from gradscope.analysis.layers import module_of, names_in_words, trainable_share
+from gradscope.analysis.layers import module_of, trainable_share
 from gradscope.analysis.robust import Bools, measured
 from gradscope.analysis.rule import rule
+from gradscope.analysis.words import listed, share
 from gradscope.record import Run
 
 
@@ -63,10 +64,10 @@ def missing_gradient(run: Run, limits: Limits) -> Iterator[Finding]:
     portion = trainable_share(run, never)
     loss = progress(run)
     steps = table.steps
-    cut = f"; {names_in_words(severed)} ran, so the graph is severed behind it" if severed else ""
+    cut = f"; {listed(severed)} ran, so the graph is severed behind it" if severed else ""
     message = (
         f"{len(names)} of {int(held.sum())} parameters in the optimizer never got a gradient "
-        f"({names_in_words(names)}), {portion:.0%} of the trainable weights{cut}."
+        f"({listed(names)}), {share(portion)} of the trainable weights{cut}."
     )
     yield missing_gradient.finding(
         _severity(loss, severed=bool(severed), most=portion >= limits.majority),

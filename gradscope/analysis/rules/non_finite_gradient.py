@@ -8,6 +8,7 @@ import numpy as np
 from gradscope.analysis.finding import Evidence, Finding, Severity
 from gradscope.analysis.robust import Bools
 from gradscope.analysis.rule import rule
+from gradscope.analysis.words import layer_in_words
 from gradscope.record import Run, Table
 
 
@@ -113,15 +114,18 @@ def _origin(run: Run, at: int) -> tuple[str, tuple[str, ...]]:
     order = sorted(range(len(modules.entities)), key=lambda i: _inner_first(modules, i))
     for index in order:
         if outputs[index]:
-            name = modules.entities[index].name
-            return f", and the forward pass was broken first at the output of {name}", (
-                f"Look at {name}: a logarithm, division, square root or exponential of an "
-                "extreme value, or weights that have grown too large.",
+            name = layer_in_words(modules.entities[index].name)
+            return (
+                f", and the forward pass was broken first at the output of {name}",
+                (
+                    f"Look at {name}: a logarithm, division, square root or exponential of an "
+                    "extreme value, or weights that have grown too large.",
+                ),
             )
     backwards = np.nan_to_num(modules["output_grad_nonfinite"][where]) > 0
     for index in reversed(order):
         if backwards[index]:
-            name = modules.entities[index].name
+            name = layer_in_words(modules.entities[index].name)
             return (
                 f"; the forward pass was finite, the gradient broke on its way back at the "
                 f"output of {name} or behind it"

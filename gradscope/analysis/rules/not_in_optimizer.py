@@ -7,9 +7,10 @@ import numpy as np
 
 from gradscope.analysis.finding import Evidence, Finding, Severity
 from gradscope.analysis.harm import progress
-from gradscope.analysis.layers import module_of, names_in_words, trainable_share
+from gradscope.analysis.layers import module_of, trainable_share
 from gradscope.analysis.robust import Bools
 from gradscope.analysis.rule import rule
+from gradscope.analysis.words import listed, share
 from gradscope.record import Run
 
 
@@ -59,7 +60,7 @@ def not_in_optimizer(run: Run, limits: Limits) -> Iterator[Finding]:
         Severity.ERROR if loss.failed else Severity.WARNING,
         module_of(names[0]),
         f"{len(names)} of {int(trainable.sum())} trainable parameters "
-        f"({names_in_words(names)}), {trainable_share(run, forgotten):.0%} of the trainable "
+        f"({listed(names)}), {share(trainable_share(run, forgotten))} of the trainable "
         "weights, get gradients but are in no optimizer; they have not changed since step "
         f"{int(steps[0])}.",
         evidence=tuple(

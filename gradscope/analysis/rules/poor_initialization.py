@@ -10,6 +10,7 @@ from gradscope.analysis.depth import DepthProfile, depth_profile
 from gradscope.analysis.finding import Evidence, Finding
 from gradscope.analysis.harm import progress, severity, standing_still
 from gradscope.analysis.rule import rule
+from gradscope.analysis.words import number
 from gradscope.record import Entity, Run
 
 
@@ -110,9 +111,9 @@ def poor_initialization(run: Run, limits: Limits) -> Iterator[Finding]:
     first, step = profile.layers[0], int(profile.steps[0])
     small_or_large = "large" if error > 1 else "small"
     message = (
-        f"The weights start {max(error, 1 / error):.1f} times too {small_or_large} for "
-        f"{activation} (σ_w = {scale:.2g}, {gain:.3g} keeps the gradient's size): it changes "
-        f"by a factor {profile.factor:.2g} per layer, {change:.1e} over "
+        f"The weights start {number(max(error, 1 / error))} times too {small_or_large} for "
+        f"{activation} (σ_w = {number(scale)}, {number(gain)} keeps the gradient's size): it "
+        f"changes by a factor {number(profile.factor)} per layer, {number(change)} over "
         f"{len(profile.layers)} layers; {loss.words}."
     )
     yield poor_initialization.finding(

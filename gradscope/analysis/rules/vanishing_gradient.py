@@ -9,6 +9,7 @@ from gradscope.analysis.depth import DepthProfile, depth_profile
 from gradscope.analysis.finding import Evidence, Finding
 from gradscope.analysis.harm import progress, severity, standing_still
 from gradscope.analysis.rule import rule
+from gradscope.analysis.words import layer_in_words, number
 from gradscope.record import Run
 
 
@@ -71,9 +72,9 @@ def vanishing_gradient(run: Run, limits: Limits) -> Iterator[Finding]:
     steps = profile.steps[vanished]
     moved = f"{len(quiet)} weights in effect stand still" if quiet else "their weights still move"
     message = (
-        f"The gradient fades {1 / decay:.1e}-fold from {last} back to {first}, "
-        f"{profile.factor:.2g} per layer over {len(profile.layers)} layers; {moved}, "
-        f"and {loss.words}."
+        f"The gradient fades {number(1 / decay)}-fold from {layer_in_words(last)} back to "
+        f"{layer_in_words(first)}, {number(profile.factor)} per layer over "
+        f"{len(profile.layers)} layers; {moved}, and {loss.words}."
     )
     reached = _first_below(profile, limits.decay)
     yield vanishing_gradient.finding(
@@ -120,6 +121,7 @@ def _remedies(run: Run, reached: str) -> tuple[str, ...]:
         *(activation if bounded else ()),
         "Initialize for the activation: nn.init.kaiming_normal_(weight, nonlinearity='relu') "
         "behind ReLU, nn.init.xavier_normal_(weight) behind tanh.",
-        f"Add residual connections around the blocks from the input up to {reached}, where the "
-        "gradient is lost, and nn.LayerNorm or nn.BatchNorm inside them.",
+        "Add residual connections around the blocks from the input up to "
+        f"{layer_in_words(reached)}, where the gradient is lost, and nn.LayerNorm or "
+        "nn.BatchNorm inside them.",
     )

@@ -7,9 +7,10 @@ import numpy as np
 
 from gradscope.analysis.finding import Evidence, Finding, Severity
 from gradscope.analysis.harm import LossVerdict, progress
-from gradscope.analysis.layers import module_of, names_in_words, trainable_share
+from gradscope.analysis.layers import module_of, trainable_share
 from gradscope.analysis.robust import Bools
 from gradscope.analysis.rule import rule
+from gradscope.analysis.words import listed
 from gradscope.record import Run
 
 
@@ -80,11 +81,11 @@ def zero_gradient(run: Run, limits: Limits) -> Iterator[Finding]:
     dead = _dead_activations(run)
     reason = "; the loss does not use these layers" if not used else ""
     if used and dead:
-        reason = f"; every unit of {names_in_words(dead)} is zero"
+        reason = f"; every unit of {listed(dead)} is zero"
     yield zero_gradient.finding(
         level,
         module_of(shown[0]),
-        f"{len(shown)} weights ({names_in_words(shown)}) have had a gradient of exactly zero "
+        f"{len(shown)} weights ({listed(shown)}) have had a gradient of exactly zero "
         f"since step {since}{reason}.",
         evidence=tuple(Evidence("grad_norm", name, since, last, 0.0, 0.0) for name in shown[:3]),
         remedies=_remedies(dead=bool(dead))

@@ -55,5 +55,5 @@ def loss_curve(run: Run, *, theme: Theme = LIGHT) -> Figure:
 def _not_finite(run: Run) -> NDArray[np.bool_]:
     """A loss of NaN reads like one that is not known; the flag tells them apart."""
     loss = run.scalars["loss"]
-    flagged = run.scalars.get("nonfinite", np.zeros(len(loss))) > 0
+    flagged = run.scalars.get("loss_nonfinite", np.zeros(len(loss))) > 0
     return np.isinf(loss) | (np.isnan(loss) & flagged)

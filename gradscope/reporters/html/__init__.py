@@ -8,6 +8,7 @@ from markupsafe import Markup, escape
 
 from gradscope.analysis.finding import Severity
 from gradscope.analysis.report import Report
+from gradscope.analysis.words import number
 from gradscope.reporters.html.pictures import pictures
 from gradscope.reporters.html.sheets import sheets
 from gradscope.reporters.outline import outline
@@ -16,7 +17,6 @@ from gradscope.reporters.wording import (
     checked,
     has_verdict,
     inert,
-    number,
     place,
     since,
     skipped_by_reason,

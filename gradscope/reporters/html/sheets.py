@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from gradscope.analysis.report import Report
+from gradscope.analysis.words import number
 from gradscope.quantities import CATALOGUE
 from gradscope.record import Entity, FloatArray, Table
 from gradscope.reporters.figures.labels import marked_rows
-from gradscope.reporters.wording import number
 
 MAX_ROWS = 300
 _LONG_NAME = 20
