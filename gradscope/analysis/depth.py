@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gradscope.analysis.robust import F64, Bools, measured, slope
+from gradscope.analysis.robust import F64, Bools, measured
 from gradscope.record import Entity, Run, StepArray
 
 _LAYERS = frozenset({"linear", "convolution"})
@@ -29,21 +29,30 @@ class DepthProfile:
     norms: F64
 
     @property
-    def growth(self) -> F64:
-        """Per step: log10 of the gradient at the first layers over that at the last.
-
-        Negative: it fades on its way back. Ends are medians of a few layers, so that one odd
-        layer is not a trend.
-        """
-        few = max(1, len(self.layers) // 8)
-        logs = np.log10(self.norms)
-        first: F64 = np.median(logs[:, :few], axis=1) - np.median(logs[:, -few:], axis=1)
-        return first
+    def _third(self) -> int:
+        return len(self.layers) // 3
 
     @property
-    def factor(self) -> float:
-        """The factor per layer on the way back, at the first of the steps."""
-        return float(np.exp(-slope(np.log(self.norms[0]))))
+    def growth(self) -> F64:
+        """Per step: log10 of the gradient at the first third of the layers over the last third.
+
+        Negative: it fades on its way back. Medians of thirds (Tukey's resistant line), because
+        single layers lie beside the chain: queries and keys of attention, gates, shortcuts.
+        """
+        logs = np.log10(self.norms)
+        first, last = logs[:, : self._third], logs[:, -self._third :]
+        change: F64 = np.median(first, axis=1) - np.median(last, axis=1)
+        return change
+
+    def factor(self, growth: float) -> float:
+        """What the growth is per layer."""
+        return float(10 ** (growth / (len(self.layers) - self._third)))
+
+    def relative(self) -> F64:
+        """Per layer: its gradient over the last third's, in the median over the steps."""
+        last = np.median(self.norms[:, -self._third :], axis=1, keepdims=True)
+        relative: F64 = np.median(self.norms / last, axis=0)
+        return relative
 
 
 def depth_profile(run: Run) -> DepthProfile | None:

@@ -35,10 +35,3 @@ def noise(values: F64) -> float:
     if values.size < 2:  # noqa: PLR2004  (no neighbours)
         return 0.0
     return float(np.median(np.abs(np.diff(values))) / 0.6745 / np.sqrt(2.0))
-
-
-def slope(values: F64) -> float:
-    """The least-squares slope of evenly spaced values."""
-    at = np.arange(values.size, dtype=np.float64)
-    at -= at.mean()
-    return float((at @ (values - values.mean())) / (at @ at))

@@ -1,14 +1,21 @@
 """The one place where a failure of gradscope's own ends: a part is disabled, training goes on."""
 
 import contextlib
+import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ParamSpec
 
+import torch
+
+import gradscope
 from gradscope.errors import GradscopeWarning
 
 P = ParamSpec("P")
+
+_NOT_THE_USERS = tuple(str(Path(module.__file__ or "").parent) for module in (gradscope, torch))
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,9 +28,12 @@ class Problem:
 
 def warn(message: str) -> None:
     """Tell the user once; a filter that turns warnings into errors must not stop training."""
+    # Shown at the user's line: the frames up to there are gradscope's and torch's.
+    level, frame = 1, sys._getframe()  # noqa: SLF001  (documented; inspect's way is slow)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_NOT_THE_USERS):
+        level, frame = level + 1, frame.f_back
     with contextlib.suppress(GradscopeWarning):
-        # The frames between here and the training loop are torch's and gradscope's.
-        warnings.warn(f"gradscope: {message}", GradscopeWarning, stacklevel=2)
+        warnings.warn(f"gradscope: {message}", GradscopeWarning, stacklevel=level)
 
 
 def in_words(error: BaseException) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -206,7 +206,7 @@ class Scope:
         self._finalizer()
         atexit.unregister(self._at_exit)
 
-    def __enter__(self) -> "Scope":  # noqa: PYI034  (not made to be subclassed)
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

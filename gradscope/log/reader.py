@@ -205,8 +205,10 @@ def _add_global_norm(
     at = np.searchsorted(steps, parameters.steps)
     norms = parameters["grad_norm"].astype(np.float64)
     read = ~np.isnan(norms).all(axis=1)
-    scalars["grad_norm"][at[read]] = np.sqrt(np.nansum(norms[read] ** 2, axis=1))
     nonfinite = (np.nan_to_num(parameters["grad_nonfinite"]) > 0).any(axis=1)
+    # The norm of what is left beside NaN is not the gradient's.
+    read &= ~nonfinite
+    scalars["grad_norm"][at[read]] = np.sqrt(np.nansum(norms[read] ** 2, axis=1))
     # A mean over micro-batches: any is enough.
     scalars["loss_nonfinite"] = np.sign(scalars["loss_nonfinite"])
     scalars["nonfinite"] = scalars["loss_nonfinite"].copy()

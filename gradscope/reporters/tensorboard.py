@@ -3,6 +3,7 @@
 The number of tags does not depend on the model.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
@@ -96,6 +97,9 @@ def table_scalars(tables: Mapping[TableName, Row]) -> dict[str, float]:
         measured = row[~np.isnan(row)]
         if measured.size:
             scalars[tag] = reduce(measured)
+    if scalars.get("gradient/nonfinite_entries", 0) > 0:
+        # The norm of what is left beside NaN is not the gradient's; TensorBoard marks NaN.
+        scalars["gradient/global_norm"] = math.nan
     return scalars
 
 

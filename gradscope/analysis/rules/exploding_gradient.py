@@ -9,7 +9,7 @@ from gradscope.analysis.depth import depth_profile
 from gradscope.analysis.finding import Evidence, Finding
 from gradscope.analysis.harm import progress, severity
 from gradscope.analysis.rule import rule
-from gradscope.analysis.words import layer_in_words, number
+from gradscope.analysis.words import number
 from gradscope.record import Run
 
 
@@ -17,7 +17,7 @@ from gradscope.record import Run
 class Limits:
     """When a gradient counts as exploded."""
 
-    # First layer's gradient over the last layer's. AUTOTRAINER's β3 is 70, but healthy
+    # First layers' gradient over the last layers'. AUTOTRAINER's β3 is 70, but healthy
     # residual nets reach 10 to 50 at their input layer: a decade and a half of distance.
     growth: float = 1e3
     # Without a loss to judge by, only a growth that no learning rate survives counts.
@@ -31,8 +31,8 @@ def exploding_gradient(run: Run, limits: Limits) -> Iterator[Finding]:
 
     ## What it measures
     The norm of the gradient arriving at the output of each layer with weights, in order of
-    execution: the first layers' over the last layers', at every recorded step whose gradients
-    were finite.
+    execution: the median of the first third of them over that of the last third, at every
+    recorded step whose gradients were finite.
 
     ## Why it matters
     Where each layer's Jacobian enlarges the gradient, the early layers are torn about by updates
@@ -46,7 +46,7 @@ def exploding_gradient(run: Run, limits: Limits) -> Iterator[Finding]:
 
     ## Example
     Twenty `nn.Linear(64, 64)` + `nn.ReLU` with weights from N(0, 1): each layer enlarges the
-    gradient by √(64/2) = 5.7, the first gets 1e14 times the last. Do instead:
+    gradient by √(64/2) = 5.7, the first third gets 1e9 times the last. Do instead:
     `nn.init.kaiming_normal_`, whose factor is 1.
 
     ## References
@@ -59,14 +59,15 @@ def exploding_gradient(run: Run, limits: Limits) -> Iterator[Finding]:
     exploded = profile.growth > np.log10(limits.growth)
     if exploded.mean() < limits.min_share_of_steps:
         return
-    growth = float(10 ** np.median(profile.growth[exploded]))
+    logarithm = float(np.median(profile.growth[exploded]))
+    growth = 10**logarithm
     loss = progress(run)
-    first, last = profile.layers[0].name, profile.layers[-1].name
+    first = profile.layers[0].name
     steps = profile.steps[exploded]
     message = (
-        f"The gradient grows {number(growth)}-fold from {layer_in_words(last)} back to "
-        f"{layer_in_words(first)}, {number(profile.factor)} per layer over "
-        f"{len(profile.layers)} layers; {loss.words}."
+        f"The gradient grows {number(growth)}-fold from the last third of the "
+        f"{len(profile.layers)} layers back to the first, {number(profile.factor(logarithm))} "
+        f"per layer; {loss.words}."
     )
     yield exploding_gradient.finding(
         severity(loss, still=False, extreme=growth > limits.extreme_growth),
@@ -74,8 +75,8 @@ def exploding_gradient(run: Run, limits: Limits) -> Iterator[Finding]:
         message,
         evidence=(
             Evidence(
-                "output_grad_norm first/last layer",
-                first,
+                "output_grad_norm, first third / last third of the layers",
+                None,
                 int(steps[0]),
                 int(steps[-1]),
                 growth,

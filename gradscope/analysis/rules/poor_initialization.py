@@ -91,7 +91,8 @@ def poor_initialization(run: Run, limits: Limits) -> Iterator[Finding]:
     profile = depth_profile(run)
     if profile is None or profile.steps[0] > limits.latest_step:
         return
-    change = float(10 ** profile.growth[0])
+    growth = float(profile.growth[0])
+    change, factor = 10**growth, profile.factor(growth)
     if abs(math.log(change)) < math.log(limits.change):
         return
     activation = _activation(run.modules.entities)
@@ -102,7 +103,7 @@ def poor_initialization(run: Run, limits: Limits) -> Iterator[Finding]:
     error = scale / gain
     off = abs(math.log(error)) >= math.log(limits.min_scale_error)
     # The factor per layer is in proportion to the scale: what would it be with the right one?
-    remaining = abs(math.log(profile.factor / error)) / abs(math.log(profile.factor))
+    remaining = abs(math.log(factor / error)) / abs(math.log(factor))
     if not off or remaining > 1 - limits.min_share_explained:
         return
     loss = progress(run)
@@ -113,7 +114,7 @@ def poor_initialization(run: Run, limits: Limits) -> Iterator[Finding]:
     message = (
         f"The weights start {number(max(error, 1 / error))} times too {small_or_large} for "
         f"{activation} (σ_w = {number(scale)}, {number(gain)} keeps the gradient's size): it "
-        f"changes by a factor {number(profile.factor)} per layer, {number(change)} over "
+        f"changes by a factor {number(factor)} per layer over "
         f"{len(profile.layers)} layers; {loss.words}."
     )
     yield poor_initialization.finding(

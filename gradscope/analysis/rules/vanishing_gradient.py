@@ -17,7 +17,7 @@ from gradscope.record import Run
 class Limits:
     """When a gradient counts as vanished."""
 
-    # First layer's gradient over the last layer's: AUTOTRAINER's β1 (ICSE'21), 1e-3.
+    # First layers' gradient over the last layers': AUTOTRAINER's β1 (ICSE'21), 1e-3.
     decay: float = 1e-3
     # Without a loss to judge by, only a decay that no update survives counts: 1e-3 squared.
     extreme_decay: float = 1e-6
@@ -34,7 +34,8 @@ def vanishing_gradient(run: Run, limits: Limits) -> Iterator[Finding]:
 
     ## What it measures
     The norm of the gradient arriving at the output of each layer with weights, in order of
-    execution: the first layers' over the last layers', at every recorded step.
+    execution: the median of the first third of them over that of the last third, at every
+    recorded step.
 
     ## Why it matters
     Backpropagation multiplies the gradient by each layer's Jacobian. Where that product shrinks
@@ -49,7 +50,7 @@ def vanishing_gradient(run: Run, limits: Limits) -> Iterator[Finding]:
 
     ## Example
     Twenty `nn.Linear` + `nn.Sigmoid` with PyTorch's default initialization: each layer passes on
-    0.14 of the gradient's norm, the first gets 1e-16 of the last. Do instead: ReLU with He
+    0.14 of the gradient's norm, the first third gets 1e-12 of the last. Do instead: ReLU with He
     initialization, residual connections, normalization.
 
     ## References
@@ -62,19 +63,20 @@ def vanishing_gradient(run: Run, limits: Limits) -> Iterator[Finding]:
     vanished = profile.growth < np.log10(limits.decay)
     if vanished.mean() < limits.min_share_of_steps:
         return
-    decay = float(10 ** np.median(profile.growth[vanished]))
+    growth = float(np.median(profile.growth[vanished]))
+    decay = 10**growth
     loss = progress(run)
     still = standing_still(run)
     entities = [run.parameters.entities[index] for index in np.flatnonzero(still)]
     quiet = [entity.name for entity in sorted(entities, key=lambda entity: entity.depth)]
     level = severity(loss, still=bool(quiet), extreme=decay < limits.extreme_decay)
-    first, last = profile.layers[0].name, profile.layers[-1].name
+    first = profile.layers[0].name
     steps = profile.steps[vanished]
     moved = f"{len(quiet)} weights in effect stand still" if quiet else "their weights still move"
     message = (
-        f"The gradient fades {number(1 / decay)}-fold from {layer_in_words(last)} back to "
-        f"{layer_in_words(first)}, {number(profile.factor)} per layer over "
-        f"{len(profile.layers)} layers; {moved}, and {loss.words}."
+        f"The gradient fades {number(1 / decay)}-fold from the last third of the "
+        f"{len(profile.layers)} layers back to the first, {number(profile.factor(growth))} per "
+        f"layer; {moved}, and {loss.words}."
     )
     reached = _first_below(profile, limits.decay)
     yield vanishing_gradient.finding(
@@ -83,8 +85,8 @@ def vanishing_gradient(run: Run, limits: Limits) -> Iterator[Finding]:
         message,
         evidence=(
             Evidence(
-                "output_grad_norm first/last layer",
-                first,
+                "output_grad_norm, first third / last third of the layers",
+                None,
                 int(steps[0]),
                 int(steps[-1]),
                 decay,
@@ -101,8 +103,7 @@ def vanishing_gradient(run: Run, limits: Limits) -> Iterator[Finding]:
 
 def _first_below(profile: DepthProfile, decay: float) -> str:
     """The last layer, seen from the input, that the gradient no longer reaches."""
-    relative = np.median(profile.norms / profile.norms[:, -1:], axis=0)
-    return profile.layers[int(np.flatnonzero(relative < decay)[-1])].name
+    return profile.layers[int(np.flatnonzero(profile.relative() < decay)[-1])].name
 
 
 def _ratios(run: Run, names: list[str]) -> Iterator[tuple[str, float]]:
