@@ -71,6 +71,9 @@ class Table:
         result: FloatArray = self.values[index]
         return result
 
+    def __contains__(self, quantity: object) -> bool:
+        return quantity in self.quantities
+
     @cached_property
     def names(self) -> tuple[str, ...]:
         """The entities' names, in the order of the columns."""

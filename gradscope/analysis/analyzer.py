@@ -10,7 +10,7 @@ import numpy as np
 from gradscope.analysis.causes import arrange
 from gradscope.analysis.finding import Finding
 from gradscope.analysis.report import Report, Skipped
-from gradscope.analysis.rule import Rule
+from gradscope.analysis.rule import Rule, UnjudgedError
 from gradscope.analysis.rules import BUILTIN
 from gradscope.errors import ConfigError
 from gradscope.record import Run, Table
@@ -38,6 +38,8 @@ def analyze(
             continue
         try:
             found += list(rule.check(run, rule.limits))
+        except UnjudgedError as lack:
+            skipped.append(Skipped(rule.code, rule.name, str(lack)))
         except Exception as error:  # noqa: BLE001  (one bad rule must not cost the report)
             reason = f"failed: {type(error).__name__}: {error}"
             skipped.append(Skipped(rule.code, rule.name, reason))

@@ -3,42 +3,33 @@
 from collections.abc import Iterable
 from dataclasses import replace
 
-from gradscope.analysis.finding import Finding
+from gradscope.analysis.finding import Finding, Severity
 
-# cause → what it explains, directly or through one of the others.
+# cause → what it can explain, directly or through another of these.
 EXPLAINS: dict[str, tuple[str, ...]] = {
-    # What never reaches the optimizer, or never gets a gradient, can't vanish on the way.
-    "GS004": ("GS002",),
     # A scale of the weights that each layer multiplies the signal with.
-    "GS104": ("GS101", "GS102", "GS003", "GS503"),
+    "GS104": ("GS101", "GS102", "GS003", "GS501", "GS503"),
     # A gradient that has grown beyond the range of the dtype.
-    "GS102": ("GS503",),
+    "GS102": ("GS501", "GS503"),
     # A gradient that has shrunk below it.
     "GS101": ("GS003",),
-    # After the first NaN nothing else means anything.
-    "GS503": ("GS003",),
+    # A loss without a value has no gradient; the first of the two to break is the cause.
+    "GS501": ("GS003", "GS503"),
+    # A NaN in the gradient is in the weights a step later, then in the loss.
+    "GS503": ("GS003", "GS501"),
 }
 
 
 def arrange(findings: Iterable[Finding]) -> tuple[Finding, ...]:
     """Root causes first, by severity; then what they explain, with `explained_by` set."""
     found = list(findings)
-    present = {finding.code for finding in found}
-    arranged = []
-    for finding in found:
-        # In the table's order: the nearest cause last to be said would hide the root.
-        causes = tuple(
-            code
-            for code, consequences in EXPLAINS.items()
-            if code in present and finding.code in consequences and code != finding.code
-        )
-        arranged.append(replace(finding, explained_by=causes))
+    arranged = [replace(finding, explained_by=tuple(_causes(finding, found))) for finding in found]
     return tuple(
         sorted(
             arranged,
             key=lambda finding: (
                 bool(finding.explained_by),
-                -_rank(finding),
+                -list(Severity).index(finding.severity),
                 finding.code,
                 finding.layer or "",
             ),
@@ -46,5 +37,26 @@ def arrange(findings: Iterable[Finding]) -> tuple[Finding, ...]:
     )
 
 
-def _rank(finding: Finding) -> int:
-    return list(type(finding.severity)).index(finding.severity)
+def _causes(finding: Finding, found: list[Finding]) -> Iterable[str]:
+    """The codes of what explains it; in the table's order: roots before what they cause."""
+    for code, consequences in EXPLAINS.items():
+        if finding.code in consequences and any(
+            cause.code == code and _can_explain(cause, finding) for cause in found
+        ):
+            yield code
+
+
+def _can_explain(cause: Finding, consequence: Finding) -> bool:
+    # What does no harm causes none.
+    if cause.severity is Severity.INFO < consequence.severity:
+        return False
+    # The batch brought it along.
+    if any(evidence.entity == "input" for evidence in consequence.evidence):
+        return False
+    # Of a loss and a gradient that break in the same step, the loss was first.
+    first, later = _begin(cause), _begin(consequence)
+    return first < later or (first == later and cause.code != "GS503")
+
+
+def _begin(finding: Finding) -> int:
+    return min((evidence.first_step for evidence in finding.evidence), default=0)

@@ -9,19 +9,25 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gradscope.analysis.robust import F64, Bools, measured
+from gradscope.analysis.robust import F64, Bools, measured, median
+from gradscope.analysis.rule import UnjudgedError
 from gradscope.record import Entity, Run, StepArray
 
 _LAYERS = frozenset({"linear", "convolution"})
 # Steepness over fewer layers is not a matter of depth.
 _FEWEST_LAYERS = 4
+# A gradient that float32 can't hold any more is smaller than this, its smallest number.
+_SMALLEST = 1e-45
+# Each half of the way must carry this share of the change: a single layer that loses it all,
+# a zero-initialized head, say, is not decay along depth.
+_MIN_SHARE = 0.2
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class DepthProfile:
     """Norms of the output gradients: `norms` has shape (steps, layers), in order of execution.
 
-    Only steps at which every layer's gradient was finite and not zero are in it.
+    NaN: the layer did not run, or got no gradient. Only steps with finite gradients are in it.
     """
 
     layers: tuple[Entity, ...]
@@ -30,50 +36,78 @@ class DepthProfile:
 
     @property
     def _third(self) -> int:
-        return len(self.layers) // 3
+        return max(1, len(self.layers) // 3)
+
+    @property
+    def _last(self) -> slice:
+        """The last third, without the output layer where there are enough.
+
+        Its gradient is the loss's own, at whatever scale.
+        """
+        end = len(self.layers) - (len(self.layers) > _FEWEST_LAYERS)
+        return slice(end - self._third, end)
 
     @property
     def growth(self) -> F64:
-        """Per step: log10 of the gradient at the first third of the layers over the last third.
+        """Per step: log10 of the gradient at the first layer over the last, by their trend.
 
-        Negative: it fades on its way back. Medians of thirds (Tukey's resistant line), because
-        single layers lie beside the chain: queries and keys of attention, gates, shortcuts.
+        Negative: it fades on its way back; 0 where the change is not spread over the depth.
+        Tukey's resistant line, through medians of thirds, because single layers lie beside the
+        chain: queries and keys of attention, gates, shortcuts.
         """
         logs = np.log10(self.norms)
-        first, last = logs[:, : self._third], logs[:, -self._third :]
-        change: F64 = np.median(first, axis=1) - np.median(last, axis=1)
-        return change
+        first = median(logs[:, : self._third], axis=1)
+        last = median(logs[:, self._last], axis=1)
+        between = logs[:, self._third : self._last.start]
+        middle = median(between, axis=1) if between.shape[1] else (first + last) / 2
+        change = first - last
+        direction = np.sign(change)
+        smaller_half = np.minimum((first - middle) * direction, (middle - last) * direction)
+        growth: F64 = np.where(smaller_half >= _MIN_SHARE * np.abs(change), change, 0.0)
+        growth *= (len(self.layers) - 1) / self._last.start
+        return growth
 
     def factor(self, growth: float) -> float:
         """What the growth is per layer."""
-        return float(10 ** (growth / (len(self.layers) - self._third)))
+        return float(10 ** (growth / (len(self.layers) - 1)))
 
     def relative(self) -> F64:
         """Per layer: its gradient over the last third's, in the median over the steps."""
-        last = np.median(self.norms[:, -self._third :], axis=1, keepdims=True)
-        relative: F64 = np.median(self.norms / last, axis=0)
-        return relative
+        last = median(self.norms[:, self._last], axis=1)
+        return median(self.norms / last[:, None], axis=0)
 
 
-def depth_profile(run: Run) -> DepthProfile | None:
-    """The profile, or None where there are too few layers or no clean step."""
+def depth_profile(run: Run) -> DepthProfile:
+    """The profile. Raises UnjudgedError where there are too few layers or no clean step."""
     table = run.modules
-    rows = [
-        index
-        for index, entity in enumerate(table.entities)
-        # A further use of a layer is not a layer further down.
-        if entity.group in _LAYERS and "#" not in entity.name
-    ]
+    rows = [index for index, entity in enumerate(table.entities) if _is_layer(run, entity)]
     rows.sort(key=lambda index: table.entities[index].depth)
     norms = table["output_grad_norm"][:, rows].astype(np.float64)
     broken = table["output_grad_nonfinite"][:, rows] > 0
-    # A branch that gets no gradient is missing, not small.
+    # A branch that never gets a gradient is missing, not small.
     seen: Bools = np.asarray(measured(norms).any(axis=0))
     norms, broken = norms[:, seen], broken[:, seen]
     layers = tuple(table.entities[row] for row, kept in zip(rows, seen, strict=True) if kept)
     if len(layers) < _FEWEST_LAYERS:
-        return None
-    clean = np.isfinite(norms).all(axis=1) & (norms > 0).all(axis=1) & ~broken.any(axis=1)
+        message = f"{len(layers)} layers with weights got a gradient, {_FEWEST_LAYERS} are needed"
+        raise UnjudgedError(message)
+    # All zero has no slope; what is infinite was not measured by the rule's meaning.
+    clean = (norms > 0).any(axis=1) & ~broken.any(axis=1) & ~np.isinf(norms).any(axis=1)
     if not clean.any():
-        return None
-    return DepthProfile(layers, table.steps[clean], norms[clean])
+        message = "no recorded step had a finite gradient at every layer"
+        raise UnjudgedError(message)
+    return DepthProfile(layers, table.steps[clean], np.maximum(norms[clean], _SMALLEST))
+
+
+def _is_layer(run: Run, entity: Entity) -> bool:
+    """Whether it has a matrix of weights that its input goes through."""
+    # A further use of a layer is not a layer further down.
+    if "#" in entity.name:
+        return False
+    if entity.group in _LAYERS:
+        return True
+    # Layers of model libraries, as GPT-2's Conv1D.
+    weight = f"{entity.name}.weight"
+    if entity.group != "other" or weight not in run.parameters.names:
+        return False
+    return len(run.parameters.entities[run.parameters.names.index(weight)].shape) > 1

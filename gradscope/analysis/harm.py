@@ -7,6 +7,7 @@ AUTOTRAINER's models; docs/decisions/0005).
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,11 +36,18 @@ class Progress:
     verdict: LossVerdict
     start: float
     end: float
+    # What it said of the finite losses, before they broke if they did.
+    before: LossVerdict
 
     @property
     def failed(self) -> bool:
-        """Whether the loss proves that training does not work."""
-        return self.verdict in {LossVerdict.STUCK, LossVerdict.NONFINITE}
+        """Whether the loss proves that training does not work.
+
+        One that was learning until a NaN came was not harmed by what was there all along.
+        """
+        if self.verdict is LossVerdict.NONFINITE:
+            return self.before not in {LossVerdict.LEARNING, LossVerdict.CONVERGED}
+        return self.verdict is LossVerdict.STUCK
 
     @property
     def words(self) -> str:
@@ -60,47 +68,77 @@ _FEWEST = 20
 # An improvement of less than 1 % of what it could is none (design; AUTOTRAINER's slow
 # convergence: accuracy gains < 0.01 per epoch).
 _NO_IMPROVEMENT = 0.01
+# … unless it stands out of the noise: a loss may have a large constant part.
+_CLEAR = 5.0
 # The first descent of a net that learns nothing but the outputs' bias: some percent, at once.
 _PRIOR_ONLY = 0.05
 # Loss ≪ start: small gradients and updates are then what success looks like.
 _CONVERGED = 0.1
+# Where the noise hides a fall of this share, nothing can be said.
+_TOO_NOISY = 0.1
 
 
 def progress(run: Run) -> Progress:
     """What the loss says."""
     loss = run.scalars["loss"].astype(np.float64)
     broken = run.scalars["loss_nonfinite"] > 0
-    known = loss[np.isfinite(loss)]
-    start = float(np.median(known[:5])) if known.size else np.nan
-    tail = max(5, known.size // 5)
-    end = float(np.median(known[-tail:])) if known.size else np.nan
-    # A single bad batch is not the end of a training; one that never recovers is.
-    last_known = np.flatnonzero(~np.isnan(loss) | broken)
-    if last_known.size and broken[last_known[-1]]:
-        return Progress(LossVerdict.NONFINITE, start, end)
+    curve = _Curve(loss[np.isfinite(loss)])
+    trend = LossVerdict.UNKNOWN
     if not run.meta.get("loss_is_progress", True):
-        return Progress(LossVerdict.PROVES_NOTHING, start, end)
-    if known.size < _FEWEST:
-        return Progress(LossVerdict.UNKNOWN, start, end)
-    return Progress(_trend(known, start, end, tail), start, end)
+        trend = LossVerdict.PROVES_NOTHING
+    elif curve.values.size >= _FEWEST:
+        trend = curve.trend(warming_up=_is_warming_up(run.scalars["learning_rate"]))
+    # A single bad batch is not the end of a training; one that never recovers is.
+    known = np.flatnonzero(~np.isnan(loss) | broken)
+    if known.size and broken[known[-1]]:
+        return Progress(LossVerdict.NONFINITE, curve.start, curve.end, before=trend)
+    return Progress(trend, curve.start, curve.end, before=trend)
 
 
-def _trend(known: NDArray[np.float64], start: float, end: float, tail: int) -> LossVerdict:
-    fall = (start - end) / max(abs(start), np.finfo(np.float64).tiny)
-    if start > 0 and end >= 0 and end <= _CONVERGED * start:
-        return LossVerdict.CONVERGED
-    if fall < _NO_IMPROVEMENT:
-        return LossVerdict.STUCK
-    # Medians of 5 and of `tail` values: their difference has this standard error.
-    error = 1.2533 * noise(known) * np.sqrt(1 / 5 + 1 / tail)
-    if start - end < 2 * error:
-        return LossVerdict.UNKNOWN
-    tenth = known.size // 10
-    early = float(np.median(known[tenth : tenth + tail]))
-    later_fall = (early - end) / max(abs(early), np.finfo(np.float64).tiny)
-    if fall < _PRIOR_ONLY and later_fall < _NO_IMPROVEMENT and known.size >= 5 * _FEWEST:
-        return LossVerdict.STUCK
-    return LossVerdict.LEARNING
+class _Curve:
+    """The finite losses: where they start and end, and how sure that is."""
+
+    def __init__(self, values: NDArray[np.float64]) -> None:
+        self.values = values
+        self._head, self._tail = max(5, values.size // 10), max(5, values.size // 5)
+        self._noise = noise(values)
+        few = values[: self._head]
+        # The first as well: a training may blow up within its first few steps.
+        self.start = float(min(few[0], np.median(few))) if values.size else np.nan
+        self.end = float(np.median(values[-self._tail :])) if values.size else np.nan
+
+    def trend(self, *, warming_up: bool) -> LossVerdict:
+        scale = max(abs(self.start), float(np.finfo(np.float64).tiny))
+        if not self.values.any() or 0 <= self.end <= _CONVERGED * self.start:
+            return LossVerdict.CONVERGED
+        fall = self.start - self.end
+        tenth = self.values.size // 10
+        later = float(np.median(self.values[tenth : tenth + self._tail])) - self.end
+        if self._is_improvement(fall, scale):
+            at_once = fall < _PRIOR_ONLY * scale and not self._is_improvement(later, scale)
+            if at_once and self.values.size >= 5 * _FEWEST and not warming_up:
+                return LossVerdict.STUCK
+            return LossVerdict.LEARNING
+        hidden = fall >= _NO_IMPROVEMENT * scale or 2 * self._error > _TOO_NOISY * scale
+        return LossVerdict.UNKNOWN if warming_up or hidden else LossVerdict.STUCK
+
+    @property
+    def _error(self) -> float:
+        """The standard error of the difference of two medians (of normal values: ×1.2533)."""
+        return 1.2533 * self._noise * float(np.sqrt(1 / self._head + 1 / self._tail))
+
+    def _is_improvement(self, fall: float, scale: float) -> bool:
+        large = fall >= _NO_IMPROVEMENT * scale or 0 < _CLEAR * self._noise <= fall
+        return large and fall > 2 * self._error
+
+
+def _is_warming_up(rates: NDArray[Any]) -> bool:
+    """Whether the learning rate has risen from less than half, and still rises at the end."""
+    known = rates[~np.isnan(rates)]
+    if known.size < 2:  # noqa: PLR2004  (no direction)
+        return False
+    recent = known[-max(2, known.size // 10)]
+    return bool(known[-1] > recent and known[-1] == known.max() and known[0] < known[-1] / 2)
 
 
 # Over all the steps seen a layer that stands still has moved by less than this share of itself …
@@ -108,6 +146,8 @@ _STILL = 1e-3
 # … and some other by so many times more: a whole model that moves little has a small learning
 # rate, or has converged.
 _CONTRAST = 1e3
+# A weight that starts this far below the others' typical size was started at zero.
+_NEWBORN = 1e-2
 
 
 def standing_still(run: Run) -> NDArray[np.bool_]:
@@ -118,6 +158,10 @@ def standing_still(run: Run) -> NDArray[np.bool_]:
     held = (table["requires_grad"] == 1).any(axis=0) & (table["in_optimizer"] == 1).any(axis=0)
     weights = np.array([e.group in {"weight", "attention"} for e in table.entities], dtype=bool)
     judged: NDArray[np.bool_] = held & weights & measured(moved)
+    # What starts at zero moves far in proportion to itself, and sets no standard.
+    scale = table["weight_rms"][:1].astype(np.float64)
+    if scale.size:
+        judged &= np.nan_to_num(scale[0]) >= _NEWBORN * median(scale[0][judged], axis=0)
     if not judged.any():
         return judged
     liveliest = float(moved[judged].max())
@@ -133,7 +177,7 @@ def severity(progress: Progress, *, still: bool, extreme: bool) -> Severity:
     """
     if progress.failed:
         return Severity.ERROR
-    if progress.verdict is LossVerdict.CONVERGED:
+    if LossVerdict.CONVERGED in {progress.verdict, progress.before}:
         return Severity.INFO
     if still or (extreme and progress.verdict is LossVerdict.UNKNOWN):
         return Severity.WARNING

@@ -20,3 +20,19 @@ def trainable_share(run: Run, which: Bools) -> float:
     sizes = np.array([entity.numel for entity in table.entities], dtype=np.float64)
     total = sizes[trainable].sum()
     return float(sizes[which & trainable].sum() / total) if total else 0.0
+
+
+def idle(run: Run, parameter: str, steps: slice) -> bool:
+    """Whether the parameter's module is known, and no gradient arrived at its output then.
+
+    A head that this phase does not use, an expert that was not chosen, a layer that is resting.
+    """
+    modules = run.modules
+    owner = module_of(parameter)
+    # Of a layer without a hook of its own, the nearest around it tells.
+    while owner not in modules.names and "." in owner:
+        owner = module_of(owner)
+    if owner not in modules.names:
+        return False
+    arrived = modules["output_grad_nonfinite"][steps, modules.names.index(owner)]
+    return bool(np.isnan(arrived).all())

@@ -12,6 +12,11 @@ from gradscope.record import Run
 
 L = TypeVar("L")
 
+
+class UnjudgedError(Exception):
+    """A check raises this where the run lacks what it needs to judge; it says what that is."""
+
+
 # The sections of a rule's page, in this order.
 SECTIONS = ("What it measures", "Why it matters", "Known limits", "Example", "References")
 

@@ -12,8 +12,11 @@ def is_set_apart() -> bool:
     """Whether a forward that runs now is not training's own.
 
     Activation checkpointing repeats forwards inside the backward; `torch.func` runs them on
-    wrapped tensors that hold no numbers.
+    wrapped tensors that hold no numbers; tracing and compiling would take what is computed here
+    into the user's graph.
     """
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:  # noqa: SLF001
+        return True
     # Neither question has a public name in torch.
     replays: bool = torch._C._current_graph_task_id() != -1  # noqa: SLF001
     transforms: bool = torch._C._functorch.maybe_current_level() is not None  # noqa: SLF001

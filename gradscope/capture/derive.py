@@ -24,6 +24,9 @@ What = Literal[
 ]
 RowsByKind = dict[What, list[tuple[int, F64]]]
 
+# Half of the entries: then the sample's own error doubles.
+_IDLE = 0.5
+
 _COUNT, _SUM, _SUMSQ, _MIN, _MAX, _ZEROS, _NONFINITE = range(len(MOMENTS))
 
 
@@ -73,6 +76,11 @@ def _parameters(rows: RowsByKind, flags: Mapping[str, Mapping[int, float]]) -> _
         change = np.sqrt(total[:, 0])
         # A sample of the coordinates stands for all of them.
         whole = change * np.sqrt(total[:, 3])
+        # A sample of mostly idle coordinates, as of an embedding, says nothing.
+        zeros = dict(zip(*columns["grad_zero_fraction"], strict=True))
+        idle = np.array([zeros.get(entity, 0.0) > _IDLE for entity in entities.tolist()])
+        whole[(total[:, 3] > 1) & idle] = np.nan
+        change[(total[:, 3] > 1) & idle] = np.nan
         before = np.array([norms.get(entity, np.nan) for entity in entities.tolist()])
         columns["update_norm"] = (entities, whole)
         columns["update_ratio"] = (entities, _ratio(whole, before))

@@ -62,7 +62,7 @@ def parameter_group(name: str, owner: nn.Module) -> str:
         return kind
     if leaf.startswith("bias") or leaf.endswith("bias"):
         return "bias"
-    if ".experts." in name:
+    if "experts" in name.split("."):
         return "expert"
     return "attention" if kind == "attention" else "weight"
 

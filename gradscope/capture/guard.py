@@ -15,6 +15,13 @@ from gradscope.errors import GradscopeWarning
 
 P = ParamSpec("P")
 
+# The parts that can be disabled one by one.
+STEPS = "step tracking"
+OUTPUTS = "module outputs"
+SCALARS = "scalars"
+LOG = "log"
+FINDINGS = "findings as text"
+
 _NOT_THE_USERS = tuple(str(Path(module.__file__ or "").parent) for module in (gradscope, torch))
 
 
@@ -32,7 +39,8 @@ def warn(message: str) -> None:
     level, frame = 1, sys._getframe()  # noqa: SLF001  (documented; inspect's way is slow)
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_NOT_THE_USERS):
         level, frame = level + 1, frame.f_back
-    with contextlib.suppress(GradscopeWarning):
+    # The user's filters and their own showwarning may raise.
+    with contextlib.suppress(Exception):
         warnings.warn(f"gradscope: {message}", GradscopeWarning, stacklevel=level)
 
 
@@ -49,6 +57,8 @@ class Guard:
 
     def __init__(self, report: Callable[[Problem], None]) -> None:
         self._report = report
+        # Set by who owns a part: releases what the part holds when it is disabled.
+        self.on_disable: dict[str, Callable[[], None]] = {}
         self._disabled: set[str] = set()
         self._said: set[Problem] = set()
         self.problems: list[Problem] = []
@@ -62,10 +72,16 @@ class Guard:
         except Exception as error:  # noqa: BLE001  (training must not stop because of us)
             self.disable(part, in_words(error))
 
+    def is_disabled(self, part: str) -> bool:
+        """Whether the part was switched off."""
+        return part in self._disabled
+
     def disable(self, part: str, reason: str) -> None:
         """Switch a part off for the rest of the run, and say so once."""
         if part not in self._disabled:
             self._disabled.add(part)
+            with contextlib.suppress(Exception):
+                self.on_disable.get(part, lambda: None)()
             self.say(part, f"{part} disabled: {reason}")
 
     def say(self, part: str, message: str, *, aloud: bool = True) -> None:
@@ -75,6 +91,7 @@ class Guard:
             return
         self._said.add(problem)
         self.problems.append(problem)
+        with contextlib.suppress(Exception):
+            self._report(problem)
         if aloud:
             warn(message)
-        self._report(problem)

@@ -5,6 +5,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import (
@@ -40,6 +41,9 @@ class ModuleHook:
 
     def __call__(self, *args: Any) -> None:
         """Hand on what torch gives a hook."""
+        # First of all, so that a compiler that traces through this finds nothing to compile.
+        if torch.compiler.is_compiling():
+            return
         if self._target is not None:
             self._target(*args)
 

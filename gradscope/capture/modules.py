@@ -9,12 +9,10 @@ from gradscope.capture import statistics
 from gradscope.capture.config import CaptureConfig
 from gradscope.capture.context import is_set_apart
 from gradscope.capture.entities import Roster, channels_first, watched_modules
-from gradscope.capture.guard import Guard
+from gradscope.capture.guard import OUTPUTS, Guard
 from gradscope.capture.hooks import Hooks, on_gradient
 from gradscope.capture.outputs import first_tensor
 from gradscope.capture.recorder import Rows
-
-PART = "module outputs"
 
 # An output at or beyond these is saturated: the derivative there is below 6 % of its largest
 # (tanh: |y| > 0.97, the limit of Karpathy's makemore, part 3; sigmoid is a scaled tanh).
@@ -55,6 +53,7 @@ class ModuleTaps:
         self._hooks = Hooks(self)
         self._names = watched_modules(roster.model, config)
         self._rows: Rows | None = None
+        guard.on_disable[OUTPUTS] = self.release
         self._uses: dict[nn.Module, int] = {}
         self._activity: dict[int, _Activity] = {}
         # Of outputs by shape, in this forward: whether their units are dimension 1.
@@ -114,6 +113,11 @@ class ModuleTaps:
                     self._rows.add("dead", row, dead.to(torch.float64), units)
         self._rows = None
 
+    def release(self) -> None:
+        """Let go of the step that is recorded."""
+        self.disarm()
+        self._rows, self._aside = None, {}
+
     def coverage(self) -> dict[str, object]:
         """Of the recorded step: modules and gradients that were expected, and those seen."""
         ran = [name for module, name in self._names.items() if module in self._ran_modules]
@@ -129,7 +133,7 @@ class ModuleTaps:
 
     def _before(self, module: nn.Module, args: object, kwargs: object) -> None:
         del args, kwargs
-        self._guard.run(PART, self._start, module)
+        self._guard.run(OUTPUTS, self._start, module)
 
     def _start(self, module: nn.Module) -> None:
         # DataParallel's replicas carry the hooks of what they were copied from.
@@ -138,7 +142,7 @@ class ModuleTaps:
 
     def _after(self, module: nn.Module, args: object, kwargs: object, output: object) -> None:
         del args, kwargs
-        self._guard.run(PART, self._see, module, output)
+        self._guard.run(OUTPUTS, self._see, module, output)
 
     def _see(self, module: nn.Module, value: object) -> None:
         rows = self._rows
@@ -157,7 +161,7 @@ class ModuleTaps:
         name, limit = self._names[module], self._config.max_uses
         if use >= limit:
             message = f"{name} runs more than {limit} times; further uses are not recorded"
-            self._guard.say(PART, message, aloud=False)
+            self._guard.say(OUTPUTS, message, aloud=False)
         elif output is not None:
             row = self._roster.module(name, use, module, output)
             if torch.is_grad_enabled():
@@ -228,4 +232,4 @@ class _GradientTap:
         self._taps, self._rows, self._row, self._guard = taps, rows, row, guard
 
     def __call__(self, gradient: Tensor) -> None:
-        self._guard.run(PART, self._taps.gradient_arrived, self._rows, self._row, gradient)
+        self._guard.run(OUTPUTS, self._taps.gradient_arrived, self._rows, self._row, gradient)

@@ -17,16 +17,13 @@ from gradscope.capture.cadence import is_recorded
 from gradscope.capture.config import CaptureConfig
 from gradscope.capture.context import called_by_grad_scaler, is_set_apart
 from gradscope.capture.entities import Roster
-from gradscope.capture.guard import Guard
+from gradscope.capture.guard import SCALARS, STEPS, Guard
 from gradscope.capture.modules import ModuleTaps
 from gradscope.capture.outputs import first_tensor, output_loss
 from gradscope.capture.parameters import CoordinateSamples, ParameterReader
 from gradscope.capture.recorder import PATIENCE, Packet, Pulse, Recorder, Rows
 from gradscope.log.writer import RunWriter
 from gradscope.quantities import CATALOGUE, TableName
-
-STEPS = "step tracking"
-SCALARS = "scalars"
 
 # Pulses of unrecorded steps wait for the next record, but not more of them than this.
 _MAX_PENDING = 256
@@ -67,6 +64,7 @@ class Observer:
         self._guard = guard
         self._roster = Roster(model, config)
         self._taps = ModuleTaps(self._roster, config, guard) if outputs else None
+        guard.on_disable[STEPS] = self._release
         self._samples = CoordinateSamples()
         # Set by the owner, as is the recorder: hooks the parts, when they are to be hooked.
         self.watch_parts: Callable[[], None] = lambda: None
@@ -157,6 +155,8 @@ class Observer:
         scalars: dict[str, object],
     ) -> None:
         """Numbers and signals for the open step, or for the one that has just closed."""
+        if self._guard.is_disabled(STEPS):
+            return
         step = self._open
         if loss is not None and (value := self._number("loss", loss)) is not None:
             self._see_loss(value, "log")
@@ -206,6 +206,13 @@ class Observer:
             "loss_seen": self._loss_seen,
             "unfinished_step": self._open is not None,
         }
+
+    def _release(self) -> None:
+        """Step tracking has failed: hold nothing, gather nothing."""
+        if self._taps is not None:
+            self._taps.release()
+        self._open = self._early = self._closed_pulse = None
+        self._pending = []
 
     def stop(self) -> None:
         """Take the module hooks away."""
@@ -331,10 +338,11 @@ class Observer:
         self._note_optimizer(optimizer)
         if step.rows is None:
             return
-        if getattr(optimizer, "grad_scale", None) is not None:
+        # `found_inf` alone: unscaled by the user, but the kernel may still skip this step.
+        if _is_set(optimizer, "grad_scale") or _is_set(optimizer, "found_inf"):
             message = (
-                f"{type(optimizer).__name__} is fused with a GradScaler: its gradients arrive "
-                "scaled, and are not recorded; build it with fused=False to see them"
+                f"{type(optimizer).__name__} is fused with a GradScaler: its gradients may be "
+                "scaled and its steps skipped, so they are not recorded; build it with fused=False"
             )
             self._guard.say("parameters", message)
             return
@@ -446,7 +454,7 @@ class Observer:
             try:
                 number: Any = value
                 return float(number)
-            except (TypeError, ValueError):
+            except Exception:  # noqa: BLE001  (whatever it is, it is no number)
                 message = f"log({name}=...) got a {type(value).__name__}; it is dropped"
         self._guard.say(SCALARS, f"{message}: only numbers can be logged")
         return None
@@ -508,6 +516,10 @@ class Observer:
         """Write down what was seen so far."""
         if self.recorder is not None:
             self.recorder.call(partial(RunWriter.coverage, coverage=self.coverage()))
+
+
+def _is_set(optimizer: Optimizer, attribute: str) -> bool:
+    return getattr(optimizer, attribute, None) is not None
 
 
 def _is_json(value: float | str) -> bool:

@@ -10,8 +10,6 @@ from gradscope.capture import statistics
 from gradscope.capture.entities import Roster
 from gradscope.capture.recorder import Rows
 
-PART = "parameters"
-
 # Updates of larger tensors are measured on a sample: a copy of all would double the memory.
 _EXACT_UPTO = 65_536
 # The relative error of a norm from m coordinates is about 1/√(2m): 0.8 % for evenly sized ones.
@@ -85,10 +83,13 @@ class ParameterReader:
         self._rows.add("gradient", row, statistics.moments(gradient))
         if parameter.numel():
             # The gradient too: the optimizer may write into it, a closure renews it.
+            coordinates = self._samples.coordinates(parameter)
+            if gradient.is_sparse and coordinates is not None:
+                # A sample of mostly idle rows says nothing, and a dense copy is too dear.
+                return
             dense = gradient.to_dense() if gradient.is_sparse else gradient
             before = self._samples.take(parameter, parameter)
             taken = self._samples.take(dense, parameter)
-            coordinates = self._samples.coordinates(parameter)
             self._pending.append(_Pending(row, parameter, coordinates, before, taken))
 
     def updates(self, parameters: Iterable[Tensor] | None = None) -> None:

@@ -4,6 +4,7 @@ The training thread collects small float64 tensors on the device. When a step cl
 in one copy; the recorder's thread waits for it, derives the quantities and writes.
 """
 
+import os
 import queue
 import threading
 import time
@@ -18,9 +19,9 @@ from torch import Tensor
 
 from gradscope.capture import derive
 from gradscope.capture.guard import in_words
+from gradscope.log.scalars import pulse_scalars, table_scalars
 from gradscope.log.writer import RunWriter
 from gradscope.quantities import TableName
-from gradscope.reporters.tensorboard import pulse_scalars, table_scalars
 
 F64 = NDArray[np.float64]
 
@@ -144,60 +145,112 @@ def _send(device: torch.device, numbers: Tensor) -> tuple[Tensor, torch.cuda.Eve
     return host, event
 
 
+@dataclass(frozen=True, slots=True)
+class _Offer:
+    """A packet that is to be written when it is due, once its numbers are ready."""
+
+    due: float
+    packet: Packet
+    ready: torch.cuda.Event | None
+
+
+def _mark_stream() -> torch.cuda.Event | None:
+    if not torch.cuda.is_initialized():
+        return None
+    event = torch.cuda.Event()
+    event.record()
+    return event
+
+
 class Recorder:
-    """Owns the thread and the log file of one run."""
+    """Owns the thread and the log file of one run.
+
+    In a forked child, which has no such thread and must not write into the parent's file, every
+    call does nothing.
+    """
 
     def __init__(self, writer: RunWriter, on_failure: WeakMethod[Callable[[str], None]]) -> None:
         self._writer = writer
         self._on_failure = on_failure
         self._queue: queue.Queue[Callable[[], None] | None] = queue.Queue(_QUEUE)
-        self._offer: tuple[float, Packet] | None = None
+        self._offer: _Offer | None = None
+        self._offering = threading.Lock()
+        self._user_tags: set[str] = set()
         self._failed = False
+        self._abandoned = False
+        self._process = os.getpid()
         self._thread = threading.Thread(target=self._work, name="gradscope", daemon=True)
         self._thread.start()
 
     def submit(self, packet: Packet) -> None:
         """Write a packet."""
-        self._offer = None
-        if not self._failed:
+        if self._can_write():
+            with self._offering:
+                self._offer = None
             transfer = _Transfer(packet)
-            self._queue.put(lambda: self._write(transfer))
+            self._put(lambda: self._write(transfer))
 
     def offer(self, packet: Packet) -> None:
-        """A step that may still change: it is written if it is not submitted soon."""
-        self._offer = (time.monotonic() + PATIENCE, packet)
+        """A step that may still change: it is written if none is submitted soon."""
+        if self._can_write():
+            ready = _mark_stream()
+            with self._offering:
+                # What changes often must not put the writing off.
+                due = self._offer.due if self._offer else time.monotonic() + PATIENCE
+                self._offer = _Offer(due, packet, ready)
 
     def call(self, write: Callable[[RunWriter], None]) -> None:
         """Write something else, in its turn."""
-        if not self._failed:
-            self._queue.put(lambda: write(self._writer))
+        if self._can_write():
+            self._put(lambda: write(self._writer))
 
     def flush(self) -> None:
         """Wait until everything that was submitted is written."""
-        if self._thread.is_alive():
+        if self._process == os.getpid() and self._thread.is_alive():
             self._queue.join()
 
     def close(self) -> None:
         """Write the rest, end the thread, close the file. Closing twice is harmless."""
-        self._offer = None
+        if self._process != os.getpid():
+            return
         if self._thread.is_alive():
             self._queue.put(None)
             self._thread.join()
-        self._writer.close()
+
+    def abandon(self) -> None:
+        """Close soon. For finalizers, which may run on any thread at any moment: no waiting."""
+        self._abandoned = True
+
+    def _can_write(self) -> bool:
+        return not self._failed and self._process == os.getpid()
+
+    def _put(self, item: Callable[[], None]) -> None:
+        while not self._failed:
+            try:
+                self._queue.put(item, timeout=PATIENCE)
+            except queue.Full:
+                self._failed = not self._thread.is_alive()
+            else:
+                return
 
     def _work(self) -> None:
-        while True:
-            try:
-                item = self._queue.get(timeout=PATIENCE / 4)
-            except queue.Empty:
-                self._attempt(self._take_offer)
-                continue
-            try:
-                if item is None:
-                    return
-                self._attempt(item)
-            finally:
-                self._queue.task_done()
+        try:
+            while True:
+                try:
+                    item = self._queue.get(timeout=PATIENCE / 4)
+                except queue.Empty:
+                    if self._abandoned:
+                        return
+                    self._attempt(self._take_offer)
+                    continue
+                try:
+                    if item is None:
+                        return
+                    self._attempt(item)
+                finally:
+                    self._queue.task_done()
+        finally:
+            self._writer.close()
 
     def _attempt(self, action: Callable[[], None]) -> None:
         # After a failure the queue is still emptied, so that training never waits for it.
@@ -213,24 +266,25 @@ class Recorder:
                 on_failure(in_words(error))
 
     def _take_offer(self) -> None:
-        offer = self._offer
-        if offer is None or time.monotonic() < offer[0]:
-            return
-        self._offer = None
-        if torch.cuda.is_initialized():
+        with self._offering:
+            offer = self._offer
+            if offer is None or time.monotonic() < offer.due:
+                return
+            self._offer = None
+        if offer.ready is not None:
             # The numbers were made on the training thread's stream; only this thread waits.
-            torch.cuda.synchronize()
-        self._write(_Transfer(offer[1]))
+            offer.ready.synchronize()
+        self._write(_Transfer(offer.packet))
 
     def _write(self, transfer: _Transfer) -> None:
         rows, pulses = transfer.arrive()
         packet = transfer.packet
         steps = [pulse.step for pulse in packet.pulses]
-        if packet.rows is None:
-            self._writer.step(packet.step, {}, pulse_scalars(pulses), _pulse_rows(steps, pulses))
-            return
-        tables = derive.tables(rows, packet.rows.flags, packet.sizes)
-        scalars = {**pulse_scalars(pulses), **table_scalars(tables)}
+        tables: dict[TableName, NDArray[np.float32]] = {}
+        scalars = pulse_scalars(pulses, self._user_tags)
+        if packet.rows is not None:
+            tables = derive.tables(rows, packet.rows.flags, packet.sizes)
+            scalars |= table_scalars(tables)
         self._writer.step(packet.step, tables, scalars, _pulse_rows(steps, pulses))
 
 

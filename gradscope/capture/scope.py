@@ -1,6 +1,7 @@
 """watch() and the Scope it returns: what a user holds while a model trains."""
 
 import atexit
+import os
 import platform
 import shutil
 import tempfile
@@ -19,7 +20,16 @@ from torch.optim import Optimizer
 
 from gradscope.capture.cadence import describe
 from gradscope.capture.config import CaptureConfig, patterns
-from gradscope.capture.guard import Guard, Problem, warn
+from gradscope.capture.guard import (
+    FINDINGS,
+    LOG,
+    OUTPUTS,
+    SCALARS,
+    STEPS,
+    Guard,
+    Problem,
+    warn,
+)
 from gradscope.capture.hooks import Hooks, owners
 from gradscope.capture.observer import Observer
 from gradscope.capture.parameters import SAMPLING
@@ -123,9 +133,10 @@ class Scope:
         self._attach(model, optimizers, criterion)
         if compiled:
             message = "the model is compiled: its parameters are recorded, its outputs are not"
-            self._guard.say("module outputs", message)
+            self._guard.say(OUTPUTS, message)
         # For a Scope that is dropped without being closed.
-        self._finalizer = weakref.finalize(self, self._recorder.close)
+        self._finalizer = weakref.finalize(self, self._recorder.abandon)
+        self._finalizer.atexit = False
         self._at_exit = _close_if_alive(self)
         atexit.register(self._at_exit)
 
@@ -147,7 +158,7 @@ class Scope:
         """
         if not self._closed:
             self._guard.run(
-                "scalars", self._observer.log, loss, target, output, grad_norm, dict(scalars)
+                SCALARS, self._observer.log, loss, target, output, grad_norm, dict(scalars)
             )
 
     def step(self) -> None:
@@ -162,7 +173,7 @@ class Scope:
             )
             raise UsageError(message)
         if not self._closed:
-            self._guard.run("step tracking", self._observer.hand_step)
+            self._guard.run(STEPS, self._observer.hand_step)
 
     def clip_grad_norm_(self, max_norm: float) -> Tensor:
         """`torch.nn.utils.clip_grad_norm_` over the model's parameters; logs the norm it found."""
@@ -173,16 +184,20 @@ class Scope:
     def run(self) -> Run:
         """The run so far, read back from its log; also after `close()`."""
         if not self._closed:
-            self._guard.run("step tracking", self._observer.close_if_stepped)
-            self._guard.run("step tracking", self._observer.flush)
-            self._guard.run("log", self._observer.write_coverage)
+            self._settle()
             self._recorder.flush()
         try:
             run = load(self.log_dir)
         except LogError as error:
-            self._guard.say("log", f"the log can't be read back: {error}")
+            self._guard.say(LOG, f"the log can't be read back: {error}")
             run = empty_run(self._meta)
         return _with_problems(run, self._guard.problems, self._observer.coverage())
+
+    def _settle(self) -> None:
+        """Hand over everything that is known."""
+        self._guard.run(STEPS, self._observer.close_if_stepped)
+        self._guard.run(STEPS, self._observer.flush)
+        self._guard.run(LOG, self._observer.write_coverage)
 
     def report(self) -> "Report":
         """The findings so far, root causes first; also after `close()`."""
@@ -196,14 +211,13 @@ class Scope:
             return
         self._hooks.remove()
         self._observer.stop()
-        if not self._temporary:
-            self._guard.run("findings as text", self._write_findings)
+        if self._temporary:
+            self._settle()
         else:
-            self._guard.run("step tracking", self._observer.close_if_stepped)
-            self._guard.run("step tracking", self._observer.flush)
-            self._guard.run("log", self._observer.write_coverage)
+            self._guard.run(FINDINGS, self._write_findings)
         self._closed = True
-        self._finalizer()
+        self._recorder.close()
+        self._finalizer.detach()
         atexit.unregister(self._at_exit)
 
     def __enter__(self) -> Self:
@@ -227,7 +241,7 @@ class Scope:
         self._temporary = log_dir is None
         if log_dir is None:
             made = Path(tempfile.mkdtemp(prefix="gradscope-"))
-            weakref.finalize(self, shutil.rmtree, made, ignore_errors=True)
+            weakref.finalize(self, _remove, made, os.getpid())
             return made
         wanted = Path(log_dir)
         made = make_run_dir(wanted)
@@ -275,7 +289,7 @@ class Scope:
         self._recorder.call(lambda writer: writer.problem(step, problem.part, problem.message))
 
     def _log_failed(self, reason: str) -> None:
-        self._guard.disable("log", f"{reason}; nothing more is recorded in {str(self.log_dir)!r}")
+        self._guard.disable(LOG, f"{reason}; nothing more is recorded in {str(self.log_dir)!r}")
 
 
 def _refuse(
@@ -389,12 +403,18 @@ def _with_problems(run: Run, problems: Sequence[Problem], coverage: Mapping[str,
     return Run(run.parameters, run.modules, run.signals, run.steps, run.scalars, meta)
 
 
+def _remove(folder: Path, process: int) -> None:
+    # A forked child ends, too; the folder is its parent's.
+    if os.getpid() == process:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def _close_if_alive(scope: Scope) -> Callable[[], None]:
-    reference = weakref.ref(scope)
+    reference, process = weakref.ref(scope), os.getpid()
 
     def close() -> None:
         alive = reference()
-        if alive is not None:
+        if alive is not None and os.getpid() == process:
             alive.close()
 
     return close

@@ -13,6 +13,8 @@ MOMENTS = ("count", "sum", "sumsq", "min", "max", "zeros", "nonfinite")
 
 # fp32 → fp64 by pieces that stay in the cache (measured: 64k elements).
 _CHUNK = 65_536
+# Where launching costs more than memory traffic: what a piece needs beside it stays below 200 MB.
+_LARGE_CHUNK = 4_194_304
 
 _F64 = torch.float64
 
@@ -22,6 +24,9 @@ def plain(tensor: Tensor) -> Tensor:
     tensor = tensor.detach()
     if tensor.is_complex():
         tensor = torch.view_as_real(tensor)
+    if tensor.is_floating_point() and tensor.element_size() == 1:
+        # The 8-bit formats have few kernels.
+        tensor = tensor.to(torch.float32)
     return tensor.reshape(-1)
 
 
@@ -44,14 +49,14 @@ def moments(tensor: Tensor) -> Tensor:
 
 def _cpu_moments(flat: Tensor) -> Tensor:
     """Few fast passes; the result is non-finite if an entry is."""
-    zeros = flat.numel() - torch.count_nonzero(flat)
     low, high = torch.aminmax(flat)
-    pieces = [piece.to(_F64) for piece in flat.split(_CHUNK)]
-    if len(pieces) == 1:
-        total, sumsq = pieces[0].sum(), pieces[0].dot(pieces[0])
-    else:
-        total = torch.stack([piece.sum() for piece in pieces]).sum()
-        sumsq = torch.stack([piece.dot(piece) for piece in pieces]).sum()
+    zeros = flat.numel() - torch.count_nonzero(flat)
+    total = torch.zeros((), dtype=_F64, device=flat.device)
+    sumsq = torch.zeros((), dtype=_F64, device=flat.device)
+    for piece in flat.split(_CHUNK):
+        wide = piece.to(_F64)
+        total += wide.sum()
+        sumsq += wide.dot(wide)
     count = torch.full((), flat.numel(), dtype=_F64, device=flat.device)
     none = torch.zeros((), dtype=_F64, device=flat.device)
     return torch.stack([count, total, sumsq, low.to(_F64), high.to(_F64), zeros.to(_F64), none])
@@ -59,7 +64,19 @@ def _cpu_moments(flat: Tensor) -> Tensor:
 
 def _exact_moments(flat: Tensor) -> Tensor:
     """All seven without a branch on a value: right with non-finite entries, on any device."""
-    wide = flat.to(_F64)
+    parts = torch.stack([_exact_piece(piece) for piece in flat.split(_LARGE_CHUNK)])
+    return torch.stack(
+        [
+            *parts[:, :3].sum(0),
+            parts[:, 3].amin(),
+            parts[:, 4].amax(),
+            *parts[:, 5:].sum(0),
+        ]
+    )
+
+
+def _exact_piece(piece: Tensor) -> Tensor:
+    wide = piece.to(_F64)
     finite, kept = torch.isfinite(wide), _finite(wide)
     return torch.stack(
         [
@@ -99,14 +116,20 @@ def _sparse_moments(tensor: Tensor) -> Tensor:
 def squares(tensor: Tensor) -> Tensor:
     """(Σx², count) of the finite entries: float64 of shape (2,)."""
     flat = plain(tensor)
-    pieces = [piece.to(_F64) for piece in flat.split(_CHUNK)] if flat.numel() else []
+    total = torch.zeros(2, dtype=_F64, device=flat.device)
     if flat.device.type == "cpu":
-        none = torch.zeros((), dtype=_F64, device=flat.device)
-        total = torch.stack([none, *(piece.dot(piece) for piece in pieces)]).sum()
-        if torch.isfinite(total).numpy():
-            return torch.stack([total, torch.full_like(total, flat.numel())])
-    wide = flat.to(_F64)
-    return torch.stack([_finite(wide).square().sum(), torch.isfinite(wide).sum().to(_F64)])
+        for piece in flat.split(_CHUNK):
+            wide = piece.to(_F64)
+            total[0] += wide.dot(wide)
+        total[1] = flat.numel()
+        if torch.isfinite(total).all().numpy():
+            return total
+        total.zero_()
+    for piece in flat.split(_LARGE_CHUNK):
+        wide = piece.to(_F64)
+        total[0] += _finite(wide).square().sum()
+        total[1] += torch.isfinite(wide).sum()
+    return total
 
 
 def update_products(before: Tensor, after: Tensor, gradient: Tensor) -> Tensor:
@@ -116,9 +139,16 @@ def update_products(before: Tensor, after: Tensor, gradient: Tensor) -> Tensor:
     """
     change = after.to(_F64) - before.to(_F64)
     wide = gradient.to(_F64)
+    if change.device.type == "cpu":
+        products = _products(change, wide)
+        if torch.isfinite(products).all().numpy():
+            return products
     clean = torch.isfinite(change) & torch.isfinite(wide)
-    change, wide = torch.where(clean, change, 0.0), torch.where(clean, wide, 0.0)
-    return torch.stack([change.dot(change), wide.dot(change), wide.dot(wide)])
+    return _products(torch.where(clean, change, 0.0), torch.where(clean, wide, 0.0))
+
+
+def _products(change: Tensor, gradient: Tensor) -> Tensor:
+    return torch.stack([change.dot(change), gradient.dot(change), gradient.dot(gradient)])
 
 
 def _finite(wide: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ def without_gradient(builder: Builder, *layers: int) -> Builder:
             name = f"layers.{layer}.{leaf}"
             builder.set("parameters", "grad_missing", name, 1)
             builder.set("parameters", "grad_norm", name, np.nan)
+            builder.set("parameters", "grad_nonfinite", name, np.nan)
             builder.set("parameters", "update_ratio", name, np.nan)
         for module in (f"layers.{layer}", f"layers.{layer}.act"):
             builder.set("modules", "output_grad_norm", module, np.nan)
@@ -142,11 +143,22 @@ class TestZeroGradient:
         assert "every unit of layers.1.act is zero" in finding.message
         assert "Revive" in finding.remedies[0]
 
-    def test_most_of_the_weights_at_zero_is_an_error(self) -> None:
-        builder = Chain(layers=4).builder()
-        for layer in range(3):
+    @pytest.mark.parametrize(
+        ("layers", "fall", "severity"),
+        [
+            (3, (2.3, 1.8), Severity.WARNING),  # the rest learns
+            (3, STUCK, Severity.ERROR),
+            (4, (2.3, 1.8), Severity.ERROR),  # nothing is left that could
+            (4, (2.3, 0.4), Severity.INFO),  # nothing is left to be learned
+        ],
+    )
+    def test_most_of_the_weights(
+        self, layers: int, fall: tuple[float, float], severity: Severity
+    ) -> None:
+        builder = Chain(layers=4, loss=fall).builder()
+        for layer in range(layers):
             self.zero(builder, layer)
-        assert findings(builder.build())["GS003"].severity is Severity.ERROR
+        assert findings(builder.build())["GS003"].severity is severity
 
     def test_zero_in_the_first_steps_only_is_structure(self) -> None:
         # LoRA's A, zero-initialized residual branches.
@@ -156,9 +168,17 @@ class TestZeroGradient:
         builder.set("parameters", "grad_norm", "layers.0.weight", values)
         assert findings(builder.build()) == {}
 
-    def test_four_steps_are_not_lasting_and_five_are(self) -> None:
-        assert "GS003" not in findings(self.zero(Chain().builder(), 0, since=96).build())
-        assert "GS003" in findings(self.zero(Chain().builder(), 0, since=95).build())
+    @pytest.mark.parametrize(("steps", "needed"), [(100, 20), (10, 5)])
+    def test_lasting_is_five_steps_and_a_fifth_of_all(self, steps: int, needed: int) -> None:
+        for length in (needed - 1, needed):
+            builder = self.zero(Chain(steps=steps).builder(), 0, since=steps - length)
+            assert ("GS003" in findings(builder.build())) is (length == needed)
+
+    def test_a_head_that_is_no_longer_used_is_information(self) -> None:
+        builder = self.zero(Chain().builder(), 11, since=50)
+        for quantity in ("output_grad_norm", "output_grad_nonfinite"):
+            builder.arrays["modules"][quantity][50:, builder.at("modules", "layers.11")] = np.nan
+        assert findings(builder.build())["GS003"].severity is Severity.INFO
 
     def test_biases_are_not_judged(self) -> None:
         builder = Chain().builder().set("parameters", "grad_norm", "layers.0.bias", 0)
@@ -237,3 +257,40 @@ def test_a_table_full_of_nan_is_skipped_with_its_reason() -> None:
 def test_one_step_is_enough_for_a_report() -> None:
     run: Run = Chain(steps=1).run()
     assert findings(run) == {}
+
+
+class TestNonFiniteLoss:
+    def broken(self, steps: slice) -> Builder:
+        builder = Chain().builder()
+        builder.scalars["loss"][steps] = np.nan
+        builder.scalars["loss_nonfinite"][steps] = 1
+        return builder
+
+    def test_from_the_first_step(self) -> None:
+        finding = findings(self.broken(slice(None)).build())["GS501"]
+        assert finding.severity is Severity.ERROR
+        assert "from the first step on, at 100 of 100 steps" in finding.message
+
+    def test_one_that_stays(self) -> None:
+        assert "first at step 95" in findings(self.broken(slice(95, None)).build())["GS501"].message
+
+    def test_one_that_recovers_is_no_finding(self) -> None:
+        assert findings(self.broken(slice(40, 45)).build()) == {}
+
+
+class TestUnfinishedBusiness:
+    def test_a_stuck_loss_during_warm_up_proves_nothing(self) -> None:
+        builder = Chain(loss=STUCK, factor=0.15, activation="Sigmoid").builder()
+        builder.set("parameters", "update_ratio", "layers.0.weight", 1e-9)
+        assert findings(builder.build())["GS101"].severity is Severity.ERROR
+        builder.scalars["learning_rate"] = np.linspace(0, 1e-3, 100)
+        assert findings(builder.build())["GS101"].severity is not Severity.ERROR
+
+    def test_a_large_constant_in_the_loss_does_not_hide_progress(self) -> None:
+        chain = Chain(loss=(5002.3, 5001.0), factor=0.15, activation="Sigmoid")
+        assert findings(chain.run())["GS101"].severity is not Severity.ERROR
+
+    def test_a_blow_up_that_comes_back_to_where_it_began_is_stuck(self) -> None:
+        builder = Chain(factor=0.15, activation="Sigmoid", loss=(2.31, 2.31)).builder()
+        builder.scalars["loss"][1:6] = 5e5
+        assert findings(builder.build())["GS101"].severity is Severity.ERROR

@@ -6,6 +6,7 @@ from gradscope.analysis.rule import Rule
 from gradscope.analysis.rules.exploding_gradient import exploding_gradient
 from gradscope.analysis.rules.missing_gradient import missing_gradient
 from gradscope.analysis.rules.non_finite_gradient import non_finite_gradient
+from gradscope.analysis.rules.non_finite_loss import non_finite_loss
 from gradscope.analysis.rules.not_in_optimizer import not_in_optimizer
 from gradscope.analysis.rules.nothing_recorded import nothing_recorded
 from gradscope.analysis.rules.poor_initialization import poor_initialization
@@ -20,5 +21,6 @@ BUILTIN: tuple[Rule[Any], ...] = (
     vanishing_gradient,
     exploding_gradient,
     poor_initialization,
+    non_finite_loss,
     non_finite_gradient,
 )

@@ -39,8 +39,8 @@ def missing_gradient(run: Run, limits: Limits) -> Iterator[Finding]:
 
     ## Known limits
     None is not zero: a head that this phase does not use, an expert that no token chose, are in
-    order. So it is information, unless the loss is stuck, or most of the parameters are severed
-    though their layers ran before others that do learn. Set to zero instead of None
+    order. So it is information, unless most of the parameters are concerned and the loss is
+    stuck, or their layers ran before others that do learn. Set to zero instead of None
     (`zero_grad(set_to_none=False)`), an unused parameter is reported by GS003 zero-gradient.
 
     ## Example
@@ -48,7 +48,8 @@ def missing_gradient(run: Run, limits: Limits) -> Iterator[Finding]:
     instead: leave out `.detach()`, or freeze the encoder with `requires_grad_(False)`.
 
     ## References
-    pytorch/pytorch#57776; Zhang et al. 2021 (AUTOTRAINER, ICSE); zoo of healthy trainings: T18.
+    pytorch/pytorch#57776, a request for a tool that names unused parameters; Zhang et al. 2021
+    (AUTOTRAINER, ICSE).
     """
     table = run.parameters
     missing = table["grad_missing"]
@@ -113,8 +114,8 @@ def _ran_before_the_learning(run: Run, never: Bools, learning: Bools) -> list[st
 
 
 def _severity(loss: Progress, *, severed: bool, most: bool) -> Severity:
-    if loss.failed:
-        return Severity.ERROR if most else Severity.WARNING
+    if loss.failed and most:
+        return Severity.ERROR
     if severed and most and loss.verdict is not LossVerdict.CONVERGED:
         return Severity.WARNING
     return Severity.INFO

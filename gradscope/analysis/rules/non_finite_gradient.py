@@ -58,7 +58,7 @@ def non_finite_gradient(run: Run, limits: Limits) -> Iterator[Finding]:
     names = [run.parameters.names[i] for i in np.flatnonzero(counts[at] >= limits.entries)]
     held = int((~np.isnan(run.parameters["grad_nonfinite"][at])).sum())
     after = int(bad[at:].sum())
-    origin, remedy = _origin(run, at)
+    origin, remedy, brought = _origin(run, at)
     when = _when(run, at)
     message = (
         f"{len(names)} of {held} gradients held NaN or infinity {when}{origin}; "
@@ -79,7 +79,8 @@ def non_finite_gradient(run: Run, limits: Limits) -> Iterator[Finding]:
                 float(limits.entries),
             )
             for name in names[:3]
-        ),
+        )
+        + brought,
         remedies=(
             *remedy,
             "Stop the run and go back to a checkpoint from before that step: the weights do not "
@@ -99,38 +100,44 @@ def _when(run: Run, at: int) -> str:
     return f"at step {step} (it began after step {int(steps[at - 1])}, the record before)"
 
 
-def _origin(run: Run, at: int) -> tuple[str, tuple[str, ...]]:
-    """Where the first non-finite number was: input, a module's output, or the way back."""
-    step = run.parameters.steps[at]
-    if _nonfinite(run.signals, "nonfinite", step, "input"):
-        return ", and so did the model's input", (
-            "Check the data: the input of that batch holds NaN or infinity.",
+_Origin = tuple[str, tuple[str, ...], tuple[Evidence, ...]]
+
+
+def _origin(run: Run, at: int) -> _Origin:
+    """Where the first non-finite number was: in words, what to do, and evidence of the input."""
+    step = int(run.parameters.steps[at])
+    brought = _nonfinite_inputs(run.signals, step)
+    if brought > 0:
+        return (
+            ", and so did the model's input",
+            ("Check the data: the input of that batch holds NaN or infinity.",),
+            (Evidence("nonfinite", "input", step, step, brought, 0.0),),
         )
     modules = run.modules
-    if not modules.entities or "output_nonfinite" not in modules.quantities:
-        return "", ()
+    if not modules.entities:
+        return "", (), ()
     where = int(np.searchsorted(modules.steps, step))
+    order = sorted(range(len(modules.entities)), key=lambda index: _inner_first(modules, index))
     outputs = np.nan_to_num(modules["output_nonfinite"][where]) > 0
-    order = sorted(range(len(modules.entities)), key=lambda i: _inner_first(modules, i))
+    backwards = np.nan_to_num(modules["output_grad_nonfinite"][where]) > 0
     for index in order:
         if outputs[index]:
             name = layer_in_words(modules.entities[index].name)
-            return (
-                f", and the forward pass was broken first at the output of {name}",
-                (
-                    f"Look at {name}: a logarithm, division, square root or exponential of an "
-                    "extreme value, or weights that have grown too large.",
-                ),
+            advice = (
+                f"Look at {name}: a logarithm, division, square root or exponential of an "
+                "extreme value, or weights that have grown too large."
             )
-    backwards = np.nan_to_num(modules["output_grad_nonfinite"][where]) > 0
+            return f", and the forward pass was broken first at the output of {name}", (advice,), ()
     for index in reversed(order):
         if backwards[index]:
             name = layer_in_words(modules.entities[index].name)
-            return (
-                f"; the forward pass was finite, the gradient broke on its way back at the "
-                f"output of {name} or behind it"
-            ), (f"Look at the derivative of what follows {name}: √x or |x|^p at 0, 0·∞.",)
-    return "", ()
+            words = (
+                "; the forward pass was finite, the gradient broke on its way back at the output "
+                f"of {name} or behind it"
+            )
+            advice = f"Look at the derivative of what follows {name}: √x or |x|^p at 0, 0·∞."
+            return words, (advice,), ()
+    return "", (), ()
 
 
 def _inner_first(modules: Table, index: int) -> tuple[int, int]:
@@ -139,8 +146,9 @@ def _inner_first(modules: Table, index: int) -> tuple[int, int]:
     return (entity.group == "container", entity.depth)
 
 
-def _nonfinite(table: Table, quantity: str, step: int, name: str) -> bool:
-    if name not in table.names:
-        return False
-    at = int(np.searchsorted(table.steps, step))
-    return bool(np.nan_to_num(table[quantity][at, table.names.index(name)]) > 0)
+def _nonfinite_inputs(signals: Table, step: int) -> float:
+    """How many entries of the model's input were NaN or infinite at the step."""
+    if "input" not in signals.names:
+        return 0.0
+    at = int(np.searchsorted(signals.steps, step))
+    return float(np.nan_to_num(signals["nonfinite"][at, signals.names.index("input")]))

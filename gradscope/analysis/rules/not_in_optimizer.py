@@ -7,9 +7,9 @@ import numpy as np
 
 from gradscope.analysis.finding import Evidence, Finding, Severity
 from gradscope.analysis.harm import progress
-from gradscope.analysis.layers import module_of, trainable_share
-from gradscope.analysis.robust import Bools
-from gradscope.analysis.rule import rule
+from gradscope.analysis.layers import idle, module_of, trainable_share
+from gradscope.analysis.robust import Bools, measured
+from gradscope.analysis.rule import UnjudgedError, rule
 from gradscope.analysis.words import listed, share
 from gradscope.record import Run
 
@@ -44,13 +44,21 @@ def not_in_optimizer(run: Run, limits: Limits) -> Iterator[Finding]:
     instead: `torch.optim.SGD(model.parameters())`.
 
     ## References
-    Stack Overflow and PyTorch forum 84911 (in TrainCheck, OSDI'25); zoo of faulty trainings: F53.
+    PyTorch forum 84911, one of the silent errors studied in TrainCheck (OSDI'25).
     """
     table = run.parameters
-    trainable = (table["requires_grad"] == 1).any(axis=0)
-    outside = trainable & ~(table["in_optimizer"] == 1).any(axis=0)
-    reached = (table["grad_missing"] == 0).sum(axis=0) >= limits.min_steps
+    # As it is at the end: optimizers and layers may come and go.
+    last = slice(-limits.min_steps, None)
+    if len(table.steps) < limits.min_steps:
+        message = f"{len(table.steps)} recorded steps, {limits.min_steps} are needed"
+        raise UnjudgedError(message)
+    trainable = (table["requires_grad"][last] == 1).all(axis=0)
+    outside = trainable & (table["in_optimizer"][last] == 0).all(axis=0)
+    reached = (table["grad_missing"][last] == 0).all(axis=0)
     forgotten = outside & reached & _unmoved(run)
+    # A gradient that was left from before is not one that arrives.
+    for index in np.flatnonzero(forgotten):
+        forgotten[index] = not idle(run, table.names[index], last)
     if not forgotten.any():
         return
     names = [table.names[i] for i in np.flatnonzero(forgotten)]
@@ -77,8 +85,10 @@ def not_in_optimizer(run: Run, limits: Limits) -> Iterator[Finding]:
 
 
 def _unmoved(run: Run) -> Bools:
-    """Whose weights have exactly the same norm at every recorded step."""
+    """Whose weights have the same norm at every step that they were in no optimizer."""
     norms = run.parameters["weight_norm"]
-    first = norms[:1]
-    same: Bools = ((norms == first) | np.isnan(norms)).all(axis=0) & ~np.isnan(norms).all(axis=0)
+    outside = run.parameters["in_optimizer"] == 0
+    known = np.where(outside & measured(norms), norms, -np.inf)
+    low = np.where(outside & measured(norms), norms, np.inf).min(axis=0)
+    same: Bools = known.max(axis=0) == low
     return same

@@ -40,7 +40,7 @@ def nothing_recorded(run: Run, limits: Limits) -> Iterator[Finding]:
     ## References
     wandb/wandb#1819 and #2749: monitors that stay silent, and users who can't find out why.
     """
-    read = (~np.isnan(run.parameters["grad_norm"])).any(axis=1)
+    read = (~np.isnan(run.parameters["grad_nonfinite"])).any(axis=1)
     if int(read.sum()) >= limits.steps:
         return
     reason, remedy = _reason(run, run.meta.get("coverage", {}))

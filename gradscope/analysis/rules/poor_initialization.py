@@ -9,7 +9,7 @@ import numpy as np
 from gradscope.analysis.depth import DepthProfile, depth_profile
 from gradscope.analysis.finding import Evidence, Finding
 from gradscope.analysis.harm import progress, severity, standing_still
-from gradscope.analysis.rule import rule
+from gradscope.analysis.rule import UnjudgedError, rule
 from gradscope.analysis.words import number
 from gradscope.record import Entity, Run
 
@@ -76,7 +76,8 @@ def poor_initialization(run: Run, limits: Limits) -> Iterator[Finding]:
     gradient, 5.7 makes 1e15 of it. The right scale costs one line before training.
 
     ## Known limits
-    Needs four layers with weights in a chain, and an activation that is a module (a functional
+    The first steps of a fine-tuning are judged like an initialization. Needs four layers with
+    weights in a chain, and an activation that is a module (a functional
     one is taken as a rectifier). Networks that normalize in every block do not depend on the
     scale and are not judged by it: their gradient keeps its size.
 
@@ -89,8 +90,9 @@ def poor_initialization(run: Run, limits: Limits) -> Iterator[Finding]:
     al. 2017 (ICLR), section 3; Mishkin & Matas 2016 (ICLR).
     """
     profile = depth_profile(run)
-    if profile is None or profile.steps[0] > limits.latest_step:
-        return
+    if profile.steps[0] > limits.latest_step:
+        message = f"the first steps were not recorded, only from step {profile.steps[0]} on"
+        raise UnjudgedError(message)
     growth = float(profile.growth[0])
     change, factor = 10**growth, profile.factor(growth)
     if abs(math.log(change)) < math.log(limits.change):

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from gradscope.analysis.finding import Evidence, Finding, Severity
-from gradscope.analysis.harm import LossVerdict, progress
-from gradscope.analysis.layers import module_of, trainable_share
+from gradscope.analysis.harm import LossVerdict, Progress, progress
+from gradscope.analysis.layers import idle, module_of, trainable_share
 from gradscope.analysis.robust import Bools
 from gradscope.analysis.rule import rule
 from gradscope.analysis.words import listed
@@ -21,8 +21,15 @@ class Limits:
     # LoRA's A, zero-initialized residual branches, ReZero and Fixup start at exactly zero and
     # leave it within a step or two: only zeros that last count.
     min_steps: int = 5
-    # If most of the weights are cut off, nothing is left that could train.
+    # What is chosen now and then, a branch or an expert, rests for a few steps at a time.
+    min_share_of_steps: float = 0.2
+    # If most of the weights are cut off, little is left that could train …
     majority: float = 0.5
+    # … and though the loss has fallen, nothing if it is all of them.
+    all_but_all: float = 0.9
+    solved: float = 0.5
+    # A gate, a class token: that a net learns without it is in order.
+    negligible: float = 0.01
 
 
 # Biases before a norm and the bias of attention's keys are zero by structure; an expert that no
@@ -36,7 +43,7 @@ def zero_gradient(run: Run, limits: Limits) -> Iterator[Finding]:
 
     ## What it measures
     Weights whose gradient had not a single entry other than zero at each of the last recorded
-    steps, at least five of them.
+    steps: at least five of them, and a fifth of all.
 
     ## Why it matters
     Exactly zero is not small: no learning rate moves such a weight. Behind it stand dead ReLUs,
@@ -54,29 +61,25 @@ def zero_gradient(run: Run, limits: Limits) -> Iterator[Finding]:
 
     ## References
     Lu et al. 2019 (arXiv:1903.06733), on ReLUs born dead; Hu et al. 2021 (LoRA,
-    arXiv:2106.09685), section 4.1, for a zero that is in order; zoo of faulty trainings: F02, F21.
+    arXiv:2106.09685), section 4.1, for a zero that is in order.
     """
     table = run.parameters
     norms = table["grad_norm"]
     zero = (norms == 0) & (np.nan_to_num(table["grad_nonfinite"]) == 0)
-    lasting = _last_in_a_row(zero, ~np.isnan(norms)) >= limits.min_steps
-    judged = np.array([entity.group in _JUDGED for entity in table.entities], dtype=bool)
-    found = lasting & judged
+    needed = max(limits.min_steps, limits.min_share_of_steps * len(table.steps))
+    lasting = _last_in_a_row(zero, ~np.isnan(norms)) >= needed
+    judged = np.array([e.group in _JUDGED and len(e.shape) > 1 for e in table.entities], dtype=bool)
+    found = np.flatnonzero(lasting & judged)
     loss = progress(run)
-    if not found.any() or loss.verdict is LossVerdict.CONVERGED:
+    if not found.size or LossVerdict.CONVERGED in {loss.verdict, loss.before}:
         return
-    names = [table.names[i] for i in np.flatnonzero(found)]
-    unused = [name for name in names if _gets_nothing(run, module_of(name))]
-    used = [name for name in names if name not in unused]
-    portion = trainable_share(run, found)
-    first_steps = [int(table.steps[_since(zero[:, i])]) for i in np.flatnonzero(found)]
-    since, last = min(first_steps), int(table.steps[-1])
-    if not used:
-        level = Severity.INFO
-    elif loss.failed or portion >= limits.majority:
-        level = Severity.ERROR
-    else:
-        level = Severity.WARNING
+    starts = {table.names[i]: _since(zero[:, i]) for i in found}
+    since = int(table.steps[min(starts.values())])
+    last = int(table.steps[-1])
+    unused = [name for name, start in starts.items() if idle(run, name, slice(start, None))]
+    used = [name for name in starts if name not in unused]
+    portion = trainable_share(run, np.isin(table.names, used))
+    level = _severity(loss, portion, limits) if used else Severity.INFO
     shown = used or unused
     dead = _dead_activations(run)
     reason = "; the loss does not use these layers" if not used else ""
@@ -112,14 +115,16 @@ def _since(zero: Bools) -> int:
     return int(broken[-1]) + 1 if broken.size and broken[-1] + 1 < zero.size else 0
 
 
-def _gets_nothing(run: Run, module: str) -> bool:
-    """Whether the module ran, and no gradient ever arrived at its output."""
-    modules = run.modules
-    if module not in modules.names:
-        return False
-    at = modules.names.index(module)
-    ran = (~np.isnan(modules["output_nonfinite"][:, at])).any()
-    return bool(ran and np.isnan(modules["output_grad_nonfinite"][:, at]).all())
+def _severity(loss: Progress, portion: float, limits: Limits) -> Severity:
+    learning = loss.verdict is LossVerdict.LEARNING
+    if learning and portion >= limits.majority and loss.end <= limits.solved * loss.start:
+        # All at rest at once, at the end of a long descent: a hinge loss that is met.
+        return Severity.INFO
+    if portion >= (limits.all_but_all if learning else limits.majority):
+        return Severity.ERROR
+    if learning and portion < limits.negligible:
+        return Severity.INFO
+    return Severity.ERROR if loss.failed else Severity.WARNING
 
 
 def _dead_activations(run: Run) -> list[str]:
