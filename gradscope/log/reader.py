@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 from tensorboard.compat.proto import event_pb2
 
@@ -91,9 +92,7 @@ def _collect(path: Path) -> _Collected:
         raise LogError(message) from error
     found, leftover = _Collected(), framing.Leftover()
     for record in framing.records(content, leftover):
-        event = event_pb2.Event.FromString(record)
-        for value in event.summary.value:
-            _sort_in(found, event.step, value, path)
+        _sort_in(found, record, path)
     if leftover.damaged_records:
         found.left_out.append(f"{leftover.damaged_records} damaged records of {path.name}")
     if leftover.unread_bytes:
@@ -104,20 +103,29 @@ def _collect(path: Path) -> _Collected:
     return found
 
 
-def _sort_in(found: _Collected, step: int, value: schema.Value, path: Path) -> None:
+# What decoding can raise on a record that is whole by its checksum, and yet not gradscope's.
+_FOREIGN = (DecodeError, KeyError, IndexError, TypeError, ValueError)
+
+
+def _sort_in(found: _Collected, record: bytes, path: Path) -> None:
     try:
-        _take(found, step, value, path)
-    except (KeyError, IndexError, TypeError, ValueError) as error:
-        # Whole by its checksum, and yet not what gradscope writes.
-        found.left_out.append(f"a record {value.tag!r} of {path.name}: {error!r}")
+        event = event_pb2.Event.FromString(record)
+        for value in event.summary.value:
+            _take(found, event.step, value, path)
+    except _FOREIGN as error:
+        found.left_out.append(f"a record of {path.name} that is not understood: {error!r}")
 
 
 def _take(found: _Collected, step: int, value: schema.Value, path: Path) -> None:
     table = _TABLE_OF_TAG.get(value.tag)
     if table is not None:
-        found.tables[table][step] = schema.read_array(value)
+        found.tables[table][step] = _checked(schema.read_array(value), found, table)
     elif value.tag == schema.PULSE:
-        found.pulses.append(schema.read_pulse(value))
+        columns, rows = schema.read_pulse(value)
+        if columns[:1] != ["step"] or rows.shape[1:] != (len(columns),):
+            message = f"a pulse of shape {rows.shape} with columns {columns}"
+            raise ValueError(message)
+        found.pulses.append((columns, rows))
     elif value.tag == schema.ENTITIES:
         content = schema.read_json(value)
         for column, entry in enumerate(content["entities"], start=content["first"]):
@@ -128,14 +136,33 @@ def _take(found: _Collected, step: int, value: schema.Value, path: Path) -> None
     elif value.tag == schema.PROBLEM:
         found.problems.append(schema.read_json(value))
     elif value.tag == schema.HEADER:
-        found.header = schema.read_json(value)
-        version = found.header["format_version"]
-        if version > schema.FORMAT_VERSION:
-            message = (
-                f"{str(path)!r} has format version {version}, this gradscope reads up to "
-                f"{schema.FORMAT_VERSION}; upgrade with: pip install -U torch-gradscope"
-            )
-            raise LogVersionError(message)
+        found.header = _header(schema.read_json(value), path)
+
+
+def _header(header: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The header if it is one that this version reads."""
+    version = header["format_version"]
+    if version > schema.FORMAT_VERSION:
+        message = (
+            f"{str(path)!r} has format version {version}, this gradscope reads up to "
+            f"{schema.FORMAT_VERSION}; upgrade with: pip install -U torch-gradscope"
+        )
+        raise LogVersionError(message)
+    if "meta" not in header or set(header["quantities"]) != set(CATALOGUE):
+        message = f"a header with {sorted(header)}"
+        raise ValueError(message)
+    return header
+
+
+def _checked(
+    array: NDArray[np.float32], found: _Collected, table: TableName
+) -> NDArray[np.float32]:
+    """The table if it has a row for each quantity."""
+    wanted = None if found.header is None else len(found.header["quantities"][table])
+    if array.ndim != 2 or array.shape[0] != wanted:  # noqa: PLR2004  (quantities × entities)
+        message = f"{table} of shape {array.shape}, {wanted} quantities"
+        raise ValueError(message)
+    return array
 
 
 def _run(folder: Path | None, found: _Collected) -> Run:

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tensorboard.compat.proto import event_pb2, summary_pb2
 
 from gradscope.errors import LogError, LogVersionError, NoRunError
-from gradscope.log import schema
+from gradscope.log import framing, schema
 from gradscope.log.reader import load
 from gradscope.log.writer import RunWriter, run_files
 from gradscope.record import Run, Table
@@ -173,3 +174,30 @@ def test_folder_with_foreign_event_files_only_holds_no_run(tmp_path: Path) -> No
     (tmp_path / "events.out.tfevents.1700000000.host.1.0").write_bytes(b"garbage")
     with pytest.raises(NoRunError):
         load(tmp_path)
+
+
+def test_whole_records_that_are_not_understood_are_left_out(event_file: Path) -> None:
+    whole = load(event_file.parent)
+
+    def event(*values: schema.Value) -> bytes:
+        summary = summary_pb2.Summary(value=list(values))
+        data: bytes = event_pb2.Event(step=7, summary=summary).SerializeToString()
+        return data
+
+    columns = ["step", "loss"]
+    foreign = [
+        b"\xff\xff\xff\xff",
+        event(schema.array_value(schema.TABLES["parameters"], np.zeros((3, 2), np.float32))),
+        event(schema.array_value(schema.TABLES["modules"], np.zeros(5, np.float32))),
+        event(schema.pulse_value(columns, np.zeros((2, 3)))),
+        event(schema.pulse_value(columns, np.zeros(2))),
+        event(schema.json_value(schema.HEADER, {"format_version": 1})),
+        event(schema.json_value(schema.ENTITIES, {"table": "parameters"})),
+    ]
+    with event_file.open("ab") as file:
+        for record in foreign:
+            file.write(framing.frame(record))
+    run = load(event_file.parent)
+    assert len(run.meta["left_out"]) == len(foreign)
+    assert cells(run) == cells(whole)
+    assert run.steps.tolist() == whole.steps.tolist()
