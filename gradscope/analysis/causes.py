@@ -50,12 +50,18 @@ def _can_explain(cause: Finding, consequence: Finding) -> bool:
     # What does no harm causes none.
     if cause.severity is Severity.INFO < consequence.severity:
         return False
-    # The batch brought it along.
-    if any(evidence.entity == "input" for evidence in consequence.evidence):
+    if _is_brought_along(consequence):
         return False
-    # Of a loss and a gradient that break in the same step, the loss was first.
     first, later = _begin(cause), _begin(consequence)
-    return first < later or (first == later and cause.code != "GS503")
+    if first == later and cause.code == "GS503":
+        # Of a loss and a gradient that break in the same step, the loss was first.
+        return _is_brought_along(cause)
+    return first <= later
+
+
+def _is_brought_along(finding: Finding) -> bool:
+    """Whether the batch itself was broken."""
+    return any(evidence.entity == "input" for evidence in finding.evidence)
 
 
 def _begin(finding: Finding) -> int:

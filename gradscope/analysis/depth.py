@@ -16,11 +16,10 @@ from gradscope.record import Entity, Run, StepArray
 _LAYERS = frozenset({"linear", "convolution"})
 # Steepness over fewer layers is not a matter of depth.
 _FEWEST_LAYERS = 4
-# A gradient that float32 can't hold any more is smaller than this, its smallest number.
-_SMALLEST = 1e-45
-# Each half of the way must carry this share of the change: a single layer that loses it all,
-# a zero-initialized head, say, is not decay along depth.
-_MIN_SHARE = 0.2
+# Each half of the way must carry this share of the change, and no single layer more than this:
+# a zero-initialized head, a branch beside the chain, is not decay along depth.
+_MIN_HALF = 0.2
+_MAX_LAYER = 0.5
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -63,7 +62,10 @@ class DepthProfile:
         change = first - last
         direction = np.sign(change)
         smaller_half = np.minimum((first - middle) * direction, (middle - last) * direction)
-        growth: F64 = np.where(smaller_half >= _MIN_SHARE * np.abs(change), change, 0.0)
+        jumps = np.nan_to_num(-np.diff(logs, axis=1)) * direction[:, None]
+        size = np.abs(change)
+        spread = (smaller_half >= _MIN_HALF * size) & (jumps.max(axis=1) <= _MAX_LAYER * size)
+        growth: F64 = np.where(spread, change, 0.0)
         growth *= (len(self.layers) - 1) / self._last.start
         return growth
 
@@ -96,7 +98,18 @@ def depth_profile(run: Run) -> DepthProfile:
     if not clean.any():
         message = "no recorded step had a finite gradient at every layer"
         raise UnjudgedError(message)
-    return DepthProfile(layers, table.steps[clean], np.maximum(norms[clean], _SMALLEST))
+    return DepthProfile(layers, table.steps[clean], _without_zeros(norms[clean]))
+
+
+def _without_zeros(norms: F64) -> F64:
+    """Zeros as the smallest other norm of their step.
+
+    What float32 can't hold any more has faded at least as far as the last that it holds; and a
+    layer that is cut off from its neighbours (GS003) makes no slope.
+    """
+    smallest = np.where(norms > 0, norms, np.inf).min(axis=1, keepdims=True, initial=np.inf)
+    filled: F64 = np.where(norms == 0, smallest, norms)
+    return filled
 
 
 def _is_layer(run: Run, entity: Entity) -> bool:

@@ -173,12 +173,14 @@ def severity(progress: Progress, *, still: bool, extreme: bool) -> Severity:
     """The severity of a persistent symptom.
 
     A loss that is stuck or non-finite: error. Layers that stand still while others move:
-    warning. Where the loss is unknown, an extreme symptom: warning. Else it is information.
+    warning. An extreme symptom: warning, unless the loss has converged; it may have fallen by
+    what the output layer alone can learn. Else it is information.
     """
     if progress.failed:
         return Severity.ERROR
     if LossVerdict.CONVERGED in {progress.verdict, progress.before}:
         return Severity.INFO
-    if still or (extreme and progress.verdict is LossVerdict.UNKNOWN):
+    may_hide_it = progress.verdict in {LossVerdict.UNKNOWN, LossVerdict.LEARNING}
+    if still or (extreme and may_hide_it):
         return Severity.WARNING
     return Severity.INFO

@@ -99,6 +99,17 @@ def test_the_first_of_loss_and_gradient_to_break_is_the_cause() -> None:
         assert second.explained_by == (root,)
 
 
+def test_a_broken_input_breaks_gradient_and_loss() -> None:
+    given = [
+        at(finding("GS501", Severity.ERROR), 9),
+        at(finding("GS503", Severity.ERROR), 9, "input"),
+    ]
+    assert [(f.code, f.explained_by) for f in arrange(given)] == [
+        ("GS503", ()),
+        ("GS501", ("GS503",)),
+    ]
+
+
 def test_a_broken_input_is_nobodys_consequence() -> None:
     given = [
         at(finding("GS104", Severity.ERROR), 0),

@@ -1,5 +1,7 @@
 """GS001 to GS004 and GS503 on runs with a known diagnosis."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -149,7 +151,8 @@ class TestZeroGradient:
             (3, (2.3, 1.8), Severity.WARNING),  # the rest learns
             (3, STUCK, Severity.ERROR),
             (4, (2.3, 1.8), Severity.ERROR),  # nothing is left that could
-            (4, (2.3, 0.4), Severity.INFO),  # nothing is left to be learned
+            (4, (2.3, 0.4), Severity.ERROR),
+            (3, (2.3, 0.02), Severity.WARNING),
         ],
     )
     def test_most_of_the_weights(
@@ -192,10 +195,15 @@ class TestZeroGradient:
         assert finding.severity is Severity.INFO
         assert "does not use" in finding.message
 
-    def test_a_solved_loss_has_no_gradient(self) -> None:
-        builder = self.zero(Chain(loss_noise=0).builder(), 0, since=50)
-        builder.scalars["loss"] = 2.3 * np.exp(-np.arange(100) / 5)
-        assert findings(builder.build()) == {}
+    def test_a_solved_loss_sends_nothing_and_a_dead_net_is_sent_something(self) -> None:
+        for sent in (0.0, 0.1):
+            builder = Chain(layers=4, loss=(1.26, 0.5)).builder()
+            for layer in range(4):
+                self.zero(builder, layer)
+            last = builder.entities["modules"][-1]
+            builder.entities["modules"][-1] = replace(last, name="(root)", group="container")
+            builder.set("modules", "output_grad_norm", "(root)", sent)
+            assert ("GS003" in findings(builder.build())) is (sent > 0)
 
 
 class TestNonFiniteGradient:

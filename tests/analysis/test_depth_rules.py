@@ -233,3 +233,21 @@ def test_too_few_layers_are_said_to_be() -> None:
     report = analyze(Chain(layers=3).run())
     reasons = {skip.code: skip.reason for skip in report.skipped}
     assert reasons["GS101"] == "3 layers with weights got a gradient, 4 are needed"
+
+
+def test_outputs_that_start_inflated_are_harm_though_the_loss_falls() -> None:
+    chain = Chain(factor=3.0, scale=3 * 2**0.5, loss=(3e6, 2e5), loss_noise=1e3)
+    builder = replace(chain, updates_follow=False).builder()
+    assert findings(builder.build())["GS104"].severity is Severity.INFO
+    builder.set("modules", "output_rms", "layers.11", 1e4)
+    report = analyze(builder.build())
+    assert [(f.code, f.severity.value) for f in report.findings] == [
+        ("GS104", "warning"),
+        ("GS102", "info"),
+    ]
+
+
+def test_an_extreme_decay_is_harm_though_the_output_layer_learns() -> None:
+    chain = Chain(factor=0.15, activation="Sigmoid", updates_follow=False)
+    assert findings(chain.run())["GS101"].severity is Severity.WARNING
+    assert findings(replace(chain, factor=0.4).run())["GS101"].severity is Severity.INFO

@@ -69,8 +69,8 @@ def not_in_optimizer(run: Run, limits: Limits) -> Iterator[Finding]:
         module_of(names[0]),
         f"{len(names)} of {int(trainable.sum())} trainable parameters "
         f"({listed(names)}), {share(trainable_share(run, forgotten))} of the trainable "
-        "weights, get gradients but are in no optimizer; they have not changed since step "
-        f"{int(steps[0])}.",
+        "weights, get gradients but are in no optimizer that was seen; they have not changed "
+        f"since step {int(steps[0])}.",
         evidence=tuple(
             Evidence("in_optimizer", name, int(steps[0]), int(steps[-1]), 0.0, 1.0)
             for name in names[:3]

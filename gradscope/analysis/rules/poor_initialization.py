@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gradscope.analysis.depth import DepthProfile, depth_profile
-from gradscope.analysis.finding import Evidence, Finding
+from gradscope.analysis.finding import Evidence, Finding, Severity
 from gradscope.analysis.harm import progress, severity, standing_still
 from gradscope.analysis.rule import UnjudgedError, rule
 from gradscope.analysis.words import number
@@ -29,6 +29,9 @@ class Limits:
     min_share_explained: float = 0.65
     # Initialization is what the first steps show.
     latest_step: int = 10
+    # Outputs that start this large make a loss that falls by their shrinking alone: its fall
+    # clears nothing. At the right scale they start near 1.
+    inflated_output: float = 100.0
 
 
 # σ_w = std(w)·√fan_in at which the gradient keeps its size: He et al. 2015 for the rectifiers;
@@ -119,8 +122,11 @@ def poor_initialization(run: Run, limits: Limits) -> Iterator[Finding]:
         f"changes by a factor {number(factor)} per layer over "
         f"{len(profile.layers)} layers; {loss.words}."
     )
+    level = severity(loss, still=still, extreme=extreme)
+    if _output_rms(run, profile) >= limits.inflated_output:
+        level = max(level, Severity.WARNING)
     yield poor_initialization.finding(
-        severity(loss, still=still, extreme=extreme),
+        level,
         first.name,
         message,
         evidence=(
@@ -141,6 +147,13 @@ def poor_initialization(run: Run, limits: Limits) -> Iterator[Finding]:
             "residual connections.",
         ),
     )
+
+
+def _output_rms(run: Run, profile: DepthProfile) -> float:
+    """The root mean square of the last layer's output at the profile's first step."""
+    at = int(np.searchsorted(run.modules.steps, profile.steps[0]))
+    last = run.modules.names.index(profile.layers[-1].name)
+    return float(np.nan_to_num(run.modules["output_rms"][at, last]))
 
 
 def _activation(entities: tuple[Entity, ...]) -> str:

@@ -27,7 +27,6 @@ class Limits:
     majority: float = 0.5
     # … and though the loss has fallen, nothing if it is all of them.
     all_but_all: float = 0.9
-    solved: float = 0.5
     # A gate, a class token: that a net learns without it is in order.
     negligible: float = 0.01
 
@@ -53,7 +52,8 @@ def zero_gradient(run: Run, limits: Limits) -> Iterator[Finding]:
     ## Known limits
     Biases, experts and embeddings are not judged: they have zeros by structure. A layer whose
     output gets no gradient at all is not used by the loss, and is information only. Once the
-    loss is solved exactly, zero is the right gradient.
+    loss is solved exactly, zero is the right gradient. Zero by structure, and reported all the
+    same: queries and keys of attention over a single token, what a gate at zero shuts off.
 
     ## Example
     All biases at -2 in a ReLU network on inputs in [0, 1]: every unit is dead from the start. Do
@@ -71,7 +71,7 @@ def zero_gradient(run: Run, limits: Limits) -> Iterator[Finding]:
     judged = np.array([e.group in _JUDGED and len(e.shape) > 1 for e in table.entities], dtype=bool)
     found = np.flatnonzero(lasting & judged)
     loss = progress(run)
-    if not found.size or LossVerdict.CONVERGED in {loss.verdict, loss.before}:
+    if not found.size or _is_solved(run, loss):
         return
     starts = {table.names[i]: _since(zero[:, i]) for i in found}
     since = int(table.steps[min(starts.values())])
@@ -115,11 +115,22 @@ def _since(zero: Bools) -> int:
     return int(broken[-1]) + 1 if broken.size and broken[-1] + 1 < zero.size else 0
 
 
+def _is_solved(run: Run, loss: Progress) -> bool:
+    """Whether the loss itself sends nothing back: a hinge that is met, an error of zero.
+
+    To the output of a net that is dead inside, the loss still sends its gradient.
+    """
+    modules = run.modules
+    if "(root)" not in modules.names:
+        return loss.verdict is LossVerdict.CONVERGED
+    sent = modules["output_grad_norm"][-1, modules.names.index("(root)")]
+    return bool(sent == 0)
+
+
 def _severity(loss: Progress, portion: float, limits: Limits) -> Severity:
-    learning = loss.verdict is LossVerdict.LEARNING
-    if learning and portion >= limits.majority and loss.end <= limits.solved * loss.start:
-        # All at rest at once, at the end of a long descent: a hinge loss that is met.
+    if LossVerdict.CONVERGED in {loss.verdict, loss.before} and portion < limits.majority:
         return Severity.INFO
+    learning = loss.verdict is LossVerdict.LEARNING
     if portion >= (limits.all_but_all if learning else limits.majority):
         return Severity.ERROR
     if learning and portion < limits.negligible:
