@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from gradscope import Report
-from tests.trainings import programs
+from tests.trainings import programs, tricky
 
 FAULTY: dict[str, tuple[Callable[..., Report], str]] = {
     "circles_narrow_tanh": (programs.circles_narrow_tanh, "GS104"),
@@ -16,6 +16,10 @@ FAULTY: dict[str, tuple[Callable[..., Report], str]] = {
     "head_only_in_optimizer": (programs.head_only_in_optimizer, "GS004"),
     "detached_encoder": (programs.detached_encoder, "GS002"),
     "root_of_zero": (programs.root_of_zero, "GS503"),
+    "dead_behind_a_falling_loss": (tricky.dead_behind_a_falling_loss, "GS003"),
+    "logarithm_of_raw_scores": (tricky.logarithm_of_raw_scores, "GS501"),
+    "head_replaced_in_training": (tricky.head_replaced_in_training, "GS004"),
+    "nan_in_a_batch": (tricky.nan_in_a_batch, "GS503"),
 }
 HEALTHY: tuple[Callable[[], Report], ...] = (
     programs.deep_pre_norm,
@@ -28,6 +32,12 @@ HEALTHY: tuple[Callable[[], Report], ...] = (
     programs.plain_cnn,
     programs.small_learning_rate,
     programs.gan,
+    tricky.experts_without_inputs,
+    tricky.one_layer_per_domain,
+    tricky.heads_in_phases,
+    tricky.zero_head_in_warm_up,
+    tricky.hinge_that_is_met,
+    tricky.loss_with_a_constant,
 )
 
 
