@@ -2,11 +2,10 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +18,10 @@ from gradscope.capture.context import called_by_grad_scaler, is_set_apart
 from gradscope.capture.entities import Roster
 from gradscope.capture.guard import SCALARS, STEPS, Guard
 from gradscope.capture.modules import ModuleTaps
+from gradscope.capture.optimizers import Optimizers, may_skip, with_closure
 from gradscope.capture.outputs import first_tensor, output_loss
 from gradscope.capture.parameters import CoordinateSamples, ParameterReader
+from gradscope.capture.pulses import Pulses
 from gradscope.capture.recorder import PATIENCE, Packet, Pulse, Recorder, Rows
 from gradscope.log.writer import RunWriter
 from gradscope.quantities import CATALOGUE, TableName
@@ -29,11 +30,6 @@ from gradscope.quantities import CATALOGUE, TableName
 _MAX_PENDING = 256
 # By then every loop has logged its loss once.
 _LOSS_EXPECTED_AFTER = 3
-# Names that mean something of gradscope's own in the log.
-_RESERVED = frozenset({"step", "nonfinite", "loss_nonfinite", "grad_norm", "grad_norm_before_clip"})
-
-# Where a loss was seen; a later one of these outranks an earlier.
-_LOSS_SOURCES = ("output", "criterion", "log")
 
 
 @dataclass(slots=True)
@@ -41,7 +37,6 @@ class _Step:
     """The step that is open."""
 
     number: int
-    pulse: Pulse
     rows: Rows | None
     reader: ParameterReader | None = None
     # Identities of the optimizers that have stepped; 0 for a hand-written update.
@@ -72,14 +67,9 @@ class Observer:
         self.recorder: Recorder | None = None
         self._open: _Step | None = None
         self._next = 0
-        self._pending: list[Pulse] = []
-        self._early: Pulse | None = None
-        self._closed_pulse: Pulse | None = None
+        self._pulses = Pulses(guard)
         self._flushed_at = time.monotonic()
-        self._loss_seen = False
-        self._ours: WeakKeyDictionary[Optimizer, tuple[int, bool]] = WeakKeyDictionary()
-        self._optimizers: WeakKeyDictionary[Optimizer, str] = WeakKeyDictionary()
-        self._optimizer_notes: dict[int, dict[str, Any]] = {}
+        self.optimizers = Optimizers(model)
         self.counts = {
             "forwards": 0,
             "optimizer_steps": 0,
@@ -158,19 +148,7 @@ class Observer:
         if self._guard.is_disabled(STEPS):
             return
         step = self._open
-        if loss is not None and (value := self._number("loss", loss)) is not None:
-            self._see_loss(value, "log")
-        pulse = self._pulse_to_log_to()
-        for name, given in {"grad_norm_before_clip": grad_norm, **scalars}.items():
-            if given is None:
-                continue
-            if name in _RESERVED and name in scalars:
-                message = f"log({name}=...) is a name of gradscope's own; log it under another"
-                self._guard.say(SCALARS, message)
-            elif (value := self._number(name, given)) is not None:
-                # The user knows better than the optimizer's first group.
-                put = pulse.replace if name == "learning_rate" else pulse.add
-                put(name, value)
+        self._pulses.log(loss, grad_norm, scalars)
         for name, signal in (("target", target), ("output", output)):
             if step is not None and signal is not None:
                 self._see_signal(step, name, signal)
@@ -179,9 +157,7 @@ class Observer:
 
     def hand_step(self) -> None:
         """The gradients are complete, and a hand-written update is about to use them."""
-        if self._open is not None and self._open.stepped:
-            self.close_step()
-        step = self._ensure_open()
+        step = self._begin()
         parameters: list[Tensor] = [p for p in self.model.parameters() if p.requires_grad]
         self._read(step, parameters)
         step.stepped.add(0)
@@ -190,7 +166,7 @@ class Observer:
     @property
     def optimizer_seen(self) -> bool:
         """Whether a torch optimizer has stepped on this model's parameters."""
-        return bool(self._optimizer_notes)
+        return bool(self.optimizers.settings)
 
     def close_if_stepped(self) -> None:
         """Close the open step unless it still gathers gradients."""
@@ -202,8 +178,8 @@ class Observer:
         return {
             **self._coverage,
             **self.counts,
-            "optimizers": list(self._optimizer_notes.values()),
-            "loss_seen": self._loss_seen,
+            "optimizers": self.optimizers.settings,
+            "loss_seen": self._pulses.loss_seen,
             "unfinished_step": self._open is not None,
         }
 
@@ -211,8 +187,8 @@ class Observer:
         """Step tracking has failed: hold nothing, gather nothing."""
         if self._taps is not None:
             self._taps.release()
-        self._open = self._early = self._closed_pulse = None
-        self._pending = []
+        self._open = None
+        self._pulses.release()
 
     def stop(self) -> None:
         """Take the module hooks away."""
@@ -222,9 +198,7 @@ class Observer:
     # Opening and closing.
 
     def _forward_begins(self, args: Any, kwargs: Any) -> None:
-        if self._open is not None and self._open.stepped:
-            self.close_step()
-        step = self._ensure_open()
+        step = self._begin()
         self.counts["forwards"] += 1
         if self._taps is not None:
             self._taps.forward_begins()
@@ -232,17 +206,20 @@ class Observer:
             self._see_signal(step, "input", (args, kwargs))
 
     def _part_begins(self) -> None:
-        if self._open is not None and self._open.stepped:
-            self.close_step()
-        self._ensure_open()
+        self._begin()
+
+    def _begin(self) -> _Step:
+        """The open step, unless it is done: then the next."""
+        self.close_if_stepped()
+        return self._ensure_open()
 
     def _ensure_open(self) -> _Step:
         if self._open is None:
             number = self._next
             self._next += 1
             rows = Rows() if is_recorded(number, self._config.every) else None
-            pulse, self._early = self._early or Pulse(number), None
-            self._open = _Step(number, pulse, rows)
+            self._pulses.begin(number)
+            self._open = _Step(number, rows)
             if rows is not None and self._taps is not None:
                 self._taps.arm(rows)
         return self._open
@@ -255,10 +232,9 @@ class Observer:
         self.counts["closed_steps"] += 1
         if step.rows is not None:
             self._finish_record(step)
-        self._closed_pulse = step.pulse
-        self._pending.append(step.pulse)
+        self._pulses.end()
         self._flush(step.rows)
-        if self.counts["closed_steps"] == _LOSS_EXPECTED_AFTER and not self._loss_seen:
+        if self.counts["closed_steps"] == _LOSS_EXPECTED_AFTER and not self._pulses.loss_seen:
             self._guard.say(
                 "loss",
                 "no loss was seen in the first 3 steps; add scope.log(loss=loss) to the loop, or "
@@ -276,17 +252,17 @@ class Observer:
     def _flush(self, rows: Rows | None) -> None:
         """Hand over the record of the step that closed, or the pulses if it is time."""
         waited = time.monotonic() - self._flushed_at
-        if rows is not None or len(self._pending) >= _MAX_PENDING or waited > PATIENCE:
+        if rows is not None or len(self._pulses.pending) >= _MAX_PENDING or waited > PATIENCE:
             self.flush(rows)
         else:
             self._offer()
 
     def flush(self, rows: Rows | None = None) -> None:
         """Hand over all that has gathered."""
-        if self.recorder is not None and self._pending:
+        if self.recorder is not None and self._pulses.pending:
             self._write_new_entities()
-            self.recorder.submit(self._packet(rows, self._pending))
-            self._pending = []
+            self.recorder.submit(self._packet(rows, self._pulses.pending))
+            self._pulses.pending = []
             self._flushed_at = time.monotonic()
 
     def _offer(self) -> None:
@@ -297,9 +273,9 @@ class Observer:
         if step is not None and step.stepped:
             self._write_new_entities()
             rows = step.rows.copy() if step.rows is not None else None
-            self.recorder.offer(self._packet(rows, [*self._pending, step.pulse]))
-        elif self._pending:
-            self.recorder.offer(self._packet(None, self._pending))
+            self.recorder.offer(self._packet(rows, self._pulses.known()))
+        elif self._pulses.pending:
+            self.recorder.offer(self._packet(None, self._pulses.pending))
 
     def _packet(self, rows: Rows | None, pulses: list[Pulse]) -> Packet:
         # The recorder's thread reads them; the last may still be added to.
@@ -326,20 +302,17 @@ class Observer:
         kwargs: Any,
         wrapped: list[tuple[Any, Any]],
     ) -> None:
-        parameters = self._parameters_of(optimizer)
+        parameters = self.optimizers.parameters_of(optimizer)
         if not parameters:
             return
         if self._open is not None and id(optimizer) in self._open.stepped:
             self.close_step()
         step = self._ensure_open()
-        if "learning_rate" not in step.pulse.values:
-            rate = self._number("learning_rate", optimizer.param_groups[0].get("lr", math.nan))
-            step.pulse.add("learning_rate", math.nan if rate is None else rate)
-        self._note_optimizer(optimizer)
+        self._pulses.rate(optimizer.param_groups[0].get("lr", math.nan))
+        self.optimizers.note(optimizer)
         if step.rows is None:
             return
-        # `found_inf` alone: unscaled by the user, but the kernel may still skip this step.
-        if _is_set(optimizer, "grad_scale") or _is_set(optimizer, "found_inf"):
+        if may_skip(optimizer):
             message = (
                 f"{type(optimizer).__name__} is fused with a GradScaler: its gradients may be "
                 "scaled and its steps skipped, so they are not recorded; build it with fused=False"
@@ -351,21 +324,12 @@ class Observer:
                 "output gradients are multiplied by the GradScaler's scale; parameters' are not"
             )
             self._guard.say("output gradients", message, aloud=False)
-        closure = args[1] if len(args) > 1 else kwargs.get("closure")
-        if not callable(closure):
-            self._read(step, parameters)
-            return
-
+        read = partial(self._guard.run, STEPS, self._read, step, parameters)
         # With a closure the gradient exists when that first returns; nothing is updated before.
-        def watched_closure() -> Any:
-            result = closure()
-            self._guard.run(STEPS, self._read, step, parameters)
-            return result
-
-        if len(args) > 1:
-            wrapped.append(((args[0], watched_closure, *args[2:]), kwargs))
+        if (arguments := with_closure(args, kwargs, read)) is not None:
+            wrapped.append(arguments)
         else:
-            wrapped.append((args, {**kwargs, "closure": watched_closure}))
+            self._read(step, parameters)
 
     @torch.no_grad()
     def _read(self, step: _Step, parameters: list[Tensor]) -> None:
@@ -376,14 +340,14 @@ class Observer:
             self._roster.resolve_parameters()
             step.reader = ParameterReader(self._roster, step.rows, self._samples)
             step.reader.weights()
-        step.reader.read(parameters, [*self._held(), *parameters])
+        step.reader.read(parameters, [*self.optimizers.held(), *parameters])
         if self._taps is not None:
             # The gradients of further forwards (a line search's, say) are nobody's.
             self._taps.disarm()
 
     def _step_ends(self, optimizer: Optimizer) -> None:
         step = self._open
-        parameters = self._parameters_of(optimizer)
+        parameters = self.optimizers.parameters_of(optimizer)
         if step is None or not parameters:
             return
         step.stepped.add(id(optimizer))
@@ -397,93 +361,18 @@ class Observer:
             self._watching_parts = True
             self.watch_parts()
 
-    def _parameters_of(self, optimizer: Optimizer) -> list[Tensor]:
-        """The optimizer's parameters if it holds any of the model's, else none."""
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        identities = hash(tuple(map(id, parameters)))
-        known = self._ours.get(optimizer)
-        # Groups may be added in mid-training, and their content replaced.
-        if known is None or known[0] != identities:
-            model = {id(parameter) for parameter in self.model.parameters()}
-            known = (identities, any(id(parameter) in model for parameter in parameters))
-            self._ours[optimizer] = known
-        return parameters if known[1] else []
-
-    def expect(self, optimizer: Optimizer) -> None:
-        """An optimizer that was named when watching began."""
-        self._optimizers[optimizer] = type(optimizer).__name__
-
-    def _held(self) -> Iterator[Tensor]:
-        """The parameters of all optimizers that are known."""
-        for optimizer in self._optimizers:
-            for group in optimizer.param_groups:
-                yield from group["params"]
-
-    def _note_optimizer(self, optimizer: Optimizer) -> None:
-        self._optimizers[optimizer] = type(optimizer).__name__
-        if id(optimizer) not in self._optimizer_notes:
-            settings = {
-                key: value
-                for key, value in optimizer.param_groups[0].items()
-                if isinstance(value, (bool, int, float, str)) and _is_json(value)
-            }
-            note = {"type": type(optimizer).__name__, **settings}
-            self._optimizer_notes[id(optimizer)] = note
-
     # The pulse and the signals.
-
-    def _pulse_to_log_to(self) -> Pulse:
-        """Of the open step; of the closed one if no other has begun; else of the first to come."""
-        if self._open is not None:
-            return self._open.pulse
-        if self._closed_pulse is None:
-            self._early = self._early or Pulse(0)
-            return self._early
-        # It is written again, with what is new.
-        if self._closed_pulse not in self._pending:
-            self._pending.append(self._closed_pulse)
-        return self._closed_pulse
-
-    def _number(self, name: str, value: object) -> Tensor | float | None:
-        """A number, on the device if it is there; None with a note if it is none."""
-        if isinstance(value, Tensor):
-            if value.numel() == 1 and not value.is_complex():
-                return value.detach().reshape(()).to(torch.float64, copy=True)
-            message = f"log({name}=...) got a tensor of shape {tuple(value.shape)}; it is dropped"
-        else:
-            try:
-                number: Any = value
-                return float(number)
-            except Exception:  # noqa: BLE001  (whatever it is, it is no number)
-                message = f"log({name}=...) got a {type(value).__name__}; it is dropped"
-        self._guard.say(SCALARS, f"{message}: only numbers can be logged")
-        return None
-
-    def _see_loss(self, loss: Tensor | float, source: str) -> None:
-        pulse, rank = self._pulse_to_log_to(), _LOSS_SOURCES.index(source)
-        if rank < pulse.loss_rank:
-            return
-        if rank > pulse.loss_rank:
-            pulse.loss_rank = rank
-            for name in ("loss", "loss_nonfinite"):
-                pulse.values.pop(name, None)
-        self._loss_seen = True
-        pulse.add("loss", loss)
-        if isinstance(loss, Tensor):
-            pulse.add("loss_nonfinite", (~torch.isfinite(loss)).to(torch.float64))
-        else:
-            pulse.add("loss_nonfinite", float(not math.isfinite(loss)))
 
     def _see_output_loss(self, output: Any) -> None:
         loss = output_loss(output)
         if loss is not None and self._open is not None:
-            self._see_loss(loss.detach().to(torch.float64, copy=True), "output")
+            self._pulses.loss(loss.detach().to(torch.float64, copy=True), "output")
 
     def _see_criterion(self, args: Any, kwargs: Any, loss: Any) -> None:
         step = self._open
         if not (isinstance(loss, Tensor) and loss.requires_grad) or step is None:
             return
-        self._see_loss(loss.detach().to(torch.float64, copy=True).mean(), "criterion")
+        self._pulses.loss(loss.detach().to(torch.float64, copy=True).mean(), "criterion")
         for index, (name, keyword) in enumerate((("output", "input"), ("target", "target"))):
             signal = args[index] if len(args) > index else kwargs.get(keyword)
             if signal is not None:
@@ -516,11 +405,3 @@ class Observer:
         """Write down what was seen so far."""
         if self.recorder is not None:
             self.recorder.call(partial(RunWriter.coverage, coverage=self.coverage()))
-
-
-def _is_set(optimizer: Optimizer, attribute: str) -> bool:
-    return getattr(optimizer, attribute, None) is not None
-
-
-def _is_json(value: float | str) -> bool:
-    return not isinstance(value, float) or math.isfinite(value)

@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +18,12 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 from torch.optim import Optimizer
 
+from gradscope.capture.arguments import (
+    check_criterion,
+    check_model,
+    checked_optimizers,
+    refuse,
+)
 from gradscope.capture.cadence import describe
 from gradscope.capture.config import CaptureConfig, patterns
 from gradscope.capture.guard import (
@@ -34,7 +40,7 @@ from gradscope.capture.hooks import Hooks, owners
 from gradscope.capture.observer import Observer
 from gradscope.capture.parameters import SAMPLING
 from gradscope.capture.recorder import Recorder
-from gradscope.errors import ConfigError, ConfigTypeError, LogError, UsageError
+from gradscope.errors import LogError, UsageError
 from gradscope.log.reader import empty_run, load
 from gradscope.log.writer import RunWriter, make_run_dir
 from gradscope.record import Run
@@ -79,15 +85,10 @@ def watch(
     Raises ConfigError or ConfigTypeError for arguments that can't work, LogError for a folder
     that can't be written. Inside the training loop nothing is raised.
     """
-    _refuse(every=every, budget=budget, scaler=scaler, on_finding=on_finding, resume=resume)
-    _check_model(model)
-    optimizers = _checked_optimizers(model, optimizer)
-    if criterion is not None and not isinstance(criterion, nn.Module):
-        message = (
-            f"criterion={criterion!r} is not an nn.Module; of a plain function log the result: "
-            "scope.log(loss=loss)"
-        )
-        raise ConfigTypeError(message)
+    refuse(every=every, budget=budget, scaler=scaler, on_finding=on_finding, resume=resume)
+    check_model(model)
+    optimizers = checked_optimizers(model, optimizer)
+    check_criterion(criterion)
     config = CaptureConfig(
         every=every,
         level=level,
@@ -268,7 +269,7 @@ class Scope:
             self._hooks.around_any_step(before, after)
         else:
             for optimizer in optimizers:
-                self._observer.expect(optimizer)
+                self._observer.optimizers.expect(optimizer)
                 self._hooks.around_step(optimizer, before, after)
 
     def _watch_parts(self) -> None:
@@ -290,69 +291,6 @@ class Scope:
 
     def _log_failed(self, reason: str) -> None:
         self._guard.disable(LOG, f"{reason}; nothing more is recorded in {str(self.log_dir)!r}")
-
-
-def _refuse(
-    *, every: object, budget: object, scaler: object, on_finding: object, resume: bool
-) -> None:
-    """Arguments of the frozen signature whose meaning comes later."""
-    if every is not None and budget is not None:
-        message = f"every={every!r} and budget={budget!r} contradict each other; give one of them"
-        raise ConfigError(message)
-    ways_out = {
-        "budget": (budget, "use every=k to choose the cadence"),
-        "scaler": (scaler, "leave it out: parameter gradients are read unscaled at the step"),
-        "on_finding": (on_finding, "call scope.report() in the loop"),
-        "resume": (resume or None, "the run goes to a new folder beside the old one"),
-    }
-    for name, (value, way_out) in ways_out.items():
-        if value is not None:
-            message = f"{name}={value!r} is not available in this version; {way_out}"
-            raise ConfigError(message)
-
-
-def _check_model(model: nn.Module) -> None:
-    if not isinstance(model, nn.Module):
-        message = f"model={type(model).__name__} is not an nn.Module"
-        raise ConfigTypeError(message)
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        message = (
-            f"{type(model).__name__} has no trainable parameters: nothing can have a gradient; "
-            "set requires_grad=True on what is to be trained"
-        )
-        raise ConfigError(message)
-
-
-def _checked_optimizers(
-    model: nn.Module, given: Optimizer | Sequence[Optimizer] | None
-) -> list[Optimizer] | None:
-    if given is None:
-        return None
-    optimizers = [given] if isinstance(given, Optimizer) else list(_each(given))
-    if not optimizers:
-        message = "optimizer=[] names none; leave it out to watch every optimizer of the model"
-        raise ConfigError(message)
-    mine = {id(parameter) for parameter in model.parameters()}
-    for optimizer in optimizers:
-        if not isinstance(optimizer, Optimizer):
-            message = f"optimizer={type(optimizer).__name__} is not a torch.optim.Optimizer"
-            raise ConfigTypeError(message)
-        held = [p for group in optimizer.param_groups for p in group["params"]]
-        if not any(id(parameter) in mine for parameter in held):
-            message = (
-                f"the {type(optimizer).__name__} holds none of the {type(model).__name__}'s "
-                "parameters; build it from model.parameters() after the model is complete"
-            )
-            raise ConfigError(message)
-    return optimizers
-
-
-def _each(given: Any) -> Iterator[Optimizer]:
-    try:
-        yield from given
-    except TypeError:
-        message = f"optimizer={type(given).__name__} is neither an optimizer nor a sequence of them"
-        raise ConfigTypeError(message) from None
 
 
 def _is_compiled(model: nn.Module) -> bool:

@@ -83,7 +83,7 @@ def test_a_failure_leaves_no_hook_armed_and_nothing_gathered(
     observer = scope._observer
     assert observer._guard.is_disabled(STEPS)
     assert observer._open is None
-    assert observer._pending == []
+    assert observer._pulses.known() == []
     # The permanent hooks of the root alone.
     assert sum(len(module._forward_hooks) for module in model.modules()) == 1
     scope.close()

@@ -1,0 +1,84 @@
+"""What watch() is given, checked before training begins."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from gradscope.errors import ConfigError, ConfigTypeError
+
+
+def refuse(
+    *, every: object, budget: object, scaler: object, on_finding: object, resume: bool
+) -> None:
+    """Arguments of the frozen signature whose meaning comes later."""
+    if every is not None and budget is not None:
+        message = f"every={every!r} and budget={budget!r} contradict each other; give one of them"
+        raise ConfigError(message)
+    ways_out = {
+        "budget": (budget, "use every=k to choose the cadence"),
+        "scaler": (scaler, "leave it out: parameter gradients are read unscaled at the step"),
+        "on_finding": (on_finding, "call scope.report() in the loop"),
+        "resume": (resume or None, "the run goes to a new folder beside the old one"),
+    }
+    for name, (value, way_out) in ways_out.items():
+        if value is not None:
+            message = f"{name}={value!r} is not available in this version; {way_out}"
+            raise ConfigError(message)
+
+
+def check_model(model: nn.Module) -> None:
+    """The model is a module with something to train."""
+    if not isinstance(model, nn.Module):
+        message = f"model={type(model).__name__} is not an nn.Module"
+        raise ConfigTypeError(message)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        message = (
+            f"{type(model).__name__} has no trainable parameters: nothing can have a gradient; "
+            "set requires_grad=True on what is to be trained"
+        )
+        raise ConfigError(message)
+
+
+def checked_optimizers(
+    model: nn.Module, given: Optimizer | Sequence[Optimizer] | None
+) -> list[Optimizer] | None:
+    """The optimizers that were named, each of which trains the model; None: none was named."""
+    if given is None:
+        return None
+    optimizers = [given] if isinstance(given, Optimizer) else list(_each(given))
+    if not optimizers:
+        message = "optimizer=[] names none; leave it out to watch every optimizer of the model"
+        raise ConfigError(message)
+    mine = {id(parameter) for parameter in model.parameters()}
+    for optimizer in optimizers:
+        if not isinstance(optimizer, Optimizer):
+            message = f"optimizer={type(optimizer).__name__} is not a torch.optim.Optimizer"
+            raise ConfigTypeError(message)
+        held = [p for group in optimizer.param_groups for p in group["params"]]
+        if not any(id(parameter) in mine for parameter in held):
+            message = (
+                f"the {type(optimizer).__name__} holds none of the {type(model).__name__}'s "
+                "parameters; build it from model.parameters() after the model is complete"
+            )
+            raise ConfigError(message)
+    return optimizers
+
+
+def _each(given: Any) -> Iterator[Optimizer]:
+    try:
+        yield from given
+    except TypeError:
+        message = f"optimizer={type(given).__name__} is neither an optimizer nor a sequence of them"
+        raise ConfigTypeError(message) from None
+
+
+def check_criterion(criterion: object) -> None:
+    """The criterion is a module, or there is none."""
+    if criterion is not None and not isinstance(criterion, nn.Module):
+        message = (
+            f"criterion={criterion!r} is not an nn.Module; of a plain function log the result: "
+            "scope.log(loss=loss)"
+        )
+        raise ConfigTypeError(message)

@@ -1,0 +1,86 @@
+"""Which optimizers train the model, which parameters they hold, and their settings."""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+
+class Optimizers:
+    """The optimizers of one model: those that were named, and those that have stepped."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        # Whether they hold any of the model's parameters, as last looked up.
+        self._ours: WeakKeyDictionary[Optimizer, tuple[tuple[int, ...], bool]] = WeakKeyDictionary()
+        self._known: WeakKeyDictionary[Optimizer, None] = WeakKeyDictionary()
+        self._settings: dict[int, dict[str, Any]] = {}
+
+    def expect(self, optimizer: Optimizer) -> None:
+        """One that was named when watching began."""
+        self._known[optimizer] = None
+
+    def parameters_of(self, optimizer: Optimizer) -> list[Tensor]:
+        """Its parameters if it holds any of the model's, else none."""
+        parameters: list[Tensor] = [p for group in optimizer.param_groups for p in group["params"]]
+        # Groups may be added in mid-training, and their content replaced.
+        content = tuple(map(id, parameters))
+        ours = self._ours.get(optimizer)
+        if ours is None or ours[0] != content:
+            model = {id(parameter) for parameter in self._model.parameters()}
+            ours = self._ours[optimizer] = (content, not model.isdisjoint(content))
+        return parameters if ours[1] else []
+
+    def held(self) -> Iterator[Tensor]:
+        """The parameters of all optimizers that are known."""
+        for optimizer in self._known:
+            for group in optimizer.param_groups:
+                yield from group["params"]
+
+    def note(self, optimizer: Optimizer) -> None:
+        """It steps: its settings as they are the first time are for the report."""
+        self._known[optimizer] = None
+        if id(optimizer) not in self._settings:
+            self._settings[id(optimizer)] = {
+                "type": type(optimizer).__name__,
+                **{k: v for k, v in optimizer.param_groups[0].items() if _is_plain(v)},
+            }
+
+    @property
+    def settings(self) -> list[dict[str, Any]]:
+        """Type and settings of those that have stepped."""
+        return list(self._settings.values())
+
+
+def with_closure(
+    args: Any, kwargs: Any, after: Callable[[], None]
+) -> tuple[Any, dict[str, Any]] | None:
+    """The arguments of a step, `after` being called after its closure; None without a closure."""
+    closure = args[1] if len(args) > 1 else kwargs.get("closure")
+    if not callable(closure):
+        return None
+
+    def watched() -> Any:
+        result = closure()
+        after()
+        return result
+
+    if len(args) > 1:
+        return (args[0], watched, *args[2:]), kwargs
+    return args, {**kwargs, "closure": watched}
+
+
+def may_skip(optimizer: Optimizer) -> bool:
+    """Whether a GradScaler has handed it scale or overflow: it unscales and skips by itself."""
+    # `found_inf` alone: unscaled by the user, but the kernel may still skip this step.
+    given = (getattr(optimizer, name, None) for name in ("grad_scale", "found_inf"))
+    return any(value is not None for value in given)
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return isinstance(value, (bool, int, str))

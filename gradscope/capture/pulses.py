@@ -1,0 +1,112 @@
+"""The pulse: the numbers of every step, gathered until they are handed over."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradscope.capture.guard import SCALARS, Guard
+from gradscope.capture.recorder import Pulse
+
+# Names that mean something of gradscope's own in the log.
+_RESERVED = frozenset({"step", "nonfinite", "loss_nonfinite", "grad_norm", "grad_norm_before_clip"})
+
+# Where a loss was seen; a later one of these outranks an earlier.
+_LOSS_SOURCES = ("output", "criterion", "log")
+
+
+class Pulses:
+    """The pulse of the open step, and those of closed steps that still wait."""
+
+    def __init__(self, guard: Guard) -> None:
+        self._guard = guard
+        self._open: Pulse | None = None
+        self._closed: Pulse | None = None
+        # What was logged before the first step.
+        self._early: Pulse | None = None
+        self.pending: list[Pulse] = []
+        self.loss_seen = False
+
+    def begin(self, step: int) -> None:
+        """A step opens."""
+        self._open, self._early = self._early or Pulse(step), None
+
+    def end(self) -> None:
+        """The open step closes."""
+        if self._open is not None:
+            self.pending.append(self._open)
+        self._closed, self._open = self._open, None
+
+    def known(self) -> list[Pulse]:
+        """Those that wait, and the open one."""
+        return [*self.pending, self._open] if self._open is not None else self.pending
+
+    def release(self) -> None:
+        """Forget everything."""
+        self._open = self._closed = self._early = None
+        self.pending = []
+
+    def current(self) -> Pulse:
+        """Of the open step; of the closed one if no other has begun; else of the first to come."""
+        if self._open is not None:
+            return self._open
+        if self._closed is None:
+            self._early = self._early or Pulse(0)
+            return self._early
+        # It is written again, with what is new.
+        if self._closed not in self.pending:
+            self.pending.append(self._closed)
+        return self._closed
+
+    def log(self, loss: object, grad_norm: object, scalars: dict[str, object]) -> None:
+        """What the user tells."""
+        if loss is not None and (value := self._number("loss", loss)) is not None:
+            self.loss(value, "log")
+        pulse = self.current()
+        for name, given in {"grad_norm_before_clip": grad_norm, **scalars}.items():
+            if name in _RESERVED and name in scalars:
+                message = f"log({name}=...) is a name of gradscope's own; log it under another"
+                self._guard.say(SCALARS, message)
+            elif given is not None and (value := self._number(name, given)) is not None:
+                # The user knows better than the optimizer's first group.
+                put = pulse.replace if name == "learning_rate" else pulse.add
+                put(name, value)
+
+    def rate(self, rate: object) -> None:
+        """The learning rate of the first optimizer that steps."""
+        pulse = self.current()
+        if "learning_rate" not in pulse.values:
+            value = self._number("learning_rate", rate)
+            pulse.add("learning_rate", math.nan if value is None else value)
+
+    def loss(self, loss: Tensor | float, source: str) -> None:
+        """A loss, and where it was seen."""
+        pulse, rank = self.current(), _LOSS_SOURCES.index(source)
+        if rank < pulse.loss_rank:
+            return
+        if rank > pulse.loss_rank:
+            pulse.loss_rank = rank
+            for name in ("loss", "loss_nonfinite"):
+                pulse.values.pop(name, None)
+        self.loss_seen = True
+        pulse.add("loss", loss)
+        if isinstance(loss, Tensor):
+            pulse.add("loss_nonfinite", (~torch.isfinite(loss)).to(torch.float64))
+        else:
+            pulse.add("loss_nonfinite", float(not math.isfinite(loss)))
+
+    def _number(self, name: str, value: object) -> Tensor | float | None:
+        """A number, on the device if it is there; None with a note if it is none."""
+        if isinstance(value, Tensor):
+            if value.numel() == 1 and not value.is_complex():
+                return value.detach().reshape(()).to(torch.float64, copy=True)
+            message = f"log({name}=...) got a tensor of shape {tuple(value.shape)}; it is dropped"
+        else:
+            try:
+                number: Any = value
+                return float(number)
+            except Exception:  # noqa: BLE001  (whatever it is, it is no number)
+                message = f"log({name}=...) got a {type(value).__name__}; it is dropped"
+        self._guard.say(SCALARS, f"{message}: only numbers can be logged")
+        return None
