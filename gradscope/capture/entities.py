@@ -120,13 +120,14 @@ class Roster:
         # Of the parameters as they were last resolved, by identity.
         self.parameters: dict[int, tuple[int, Tensor]] = {}
 
-    def count(self, table: TableName) -> int:
-        """How many entities the table has so far."""
-        return len(self._rows[table])
+    def sizes(self) -> dict[TableName, int]:
+        """How many entities each table has so far."""
+        return {table: len(rows) for table, rows in self._rows.items()}
 
-    def take_new(self, table: TableName) -> list[Entity]:
-        """The entities that have come since the last call."""
-        new, self._unwritten[table] = self._unwritten[table], []
+    def take_new(self) -> dict[TableName, list[Entity]]:
+        """The entities that have come since the last call, of the tables that have any."""
+        new = {table: entities for table, entities in self._unwritten.items() if entities}
+        self._unwritten |= {table: [] for table in new}
         return new
 
     def started(self, name: str, use: int) -> None:

@@ -24,7 +24,6 @@ from gradscope.capture.parameters import CoordinateSamples, ParameterReader
 from gradscope.capture.pulses import Pulses
 from gradscope.capture.recorder import PATIENCE, Packet, Pulse, Recorder, Rows
 from gradscope.log.writer import RunWriter
-from gradscope.quantities import CATALOGUE, TableName
 
 # Pulses of unrecorded steps wait for the next record, but not more of them than this.
 _MAX_PENDING = 256
@@ -280,17 +279,11 @@ class Observer:
     def _packet(self, rows: Rows | None, pulses: list[Pulse]) -> Packet:
         # The recorder's thread reads them; the last may still be added to.
         fixed = (*pulses[:-1], pulses[-1].copy())
-        return Packet(pulses[-1].step, rows, fixed, self._sizes())
-
-    def _sizes(self) -> dict[TableName, int]:
-        return {table: self._roster.count(table) for table in CATALOGUE}
+        return Packet(pulses[-1].step, rows, fixed, self._roster.sizes())
 
     def _write_new_entities(self) -> None:
-        if self.recorder is None:
-            return
-        for table in CATALOGUE:
-            new = self._roster.take_new(table)
-            if new:
+        for table, new in self._roster.take_new().items():
+            if self.recorder is not None:
                 self.recorder.call(partial(RunWriter.entities, table=table, new=new))
 
     # The optimizer's step.

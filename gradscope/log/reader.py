@@ -188,7 +188,7 @@ def _table(
     entities: dict[int, Entity], quantities: Sequence[str], rows: dict[int, NDArray[np.float32]]
 ) -> Table:
     steps = sorted(rows)
-    values = np.full((len(quantities), len(steps), len(entities)), np.nan, np.float32)
+    values = np.empty((len(quantities), len(steps), len(entities)), np.float32)
     columns = np.array(sorted(entities), np.int64)
     whole = columns.size == 0 or columns[-1] == columns.size - 1
     for index, step in enumerate(steps):
@@ -196,6 +196,8 @@ def _table(
         # Usually all columns are known, and the earlier ones exist.
         named = columns[columns < row.shape[1]]
         values[:, index, : named.size] = row[:, : named.size] if whole else row[:, named]
+        # Those that came later were not measured yet.
+        values[:, index, named.size :] = np.nan
     return Table(
         tuple(entities[column] for column in sorted(entities)),
         np.array(steps, np.int64),
