@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from gradscope.analysis.finding import Evidence
 from gradscope.analysis.robust import F64, Bools, measured, median
 from gradscope.analysis.rule import UnjudgedError
 from gradscope.record import Entity, Run, StepArray
@@ -77,6 +78,12 @@ class DepthProfile:
         """Per layer: its gradient over the last third's, in the median over the steps."""
         last = median(self.norms[:, self._last], axis=1)
         return median(self.norms / last[:, None], axis=0)
+
+
+def change_along_depth(change: float, steps: StepArray, limit: float) -> Evidence:
+    """The first layer's gradient over the last's, as evidence."""
+    quantity = "output_grad_norm, first layer / last layer (trend)"
+    return Evidence(quantity, None, int(steps[0]), int(steps[-1]), change, limit)
 
 
 def depth_profile(run: Run) -> DepthProfile:

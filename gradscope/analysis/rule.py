@@ -40,11 +40,6 @@ class Rule(Generic[L]):
         """The page: the docstring of the check."""
         return inspect.getdoc(self.check) or ""
 
-    @property
-    def summary(self) -> str:
-        """The page's first sentence."""
-        return self.doc.partition("\n")[0]
-
     def section(self, title: str) -> str:
         """The text of one section of the page, on one line per paragraph; "" without one."""
         found = re.search(rf"^## {title}\n(.*?)(?=^## |\Z)", self.doc, re.MULTILINE | re.DOTALL)

@@ -159,8 +159,7 @@ class Observer:
         step = self._begin()
         parameters: list[Tensor] = [p for p in self.model.parameters() if p.requires_grad]
         self._read(step, parameters)
-        step.stepped.add(0)
-        self.counts["optimizer_steps"] += 1
+        self._mark_stepped(step, 0)
 
     @property
     def optimizer_seen(self) -> bool:
@@ -343,16 +342,19 @@ class Observer:
         parameters = self.optimizers.parameters_of(optimizer)
         if step is None or not parameters:
             return
-        step.stepped.add(id(optimizer))
-        self.counts["optimizer_steps"] += 1
         if step.reader is not None:
             with torch.no_grad():
                 step.reader.updates(parameters)
-        self._offer()
+        self._mark_stepped(step, id(optimizer))
         if not self.counts["forwards"] and not self._watching_parts:
             # The loop calls the model's parts one by one, as GANs do.
             self._watching_parts = True
             self.watch_parts()
+
+    def _mark_stepped(self, step: _Step, optimizer: int) -> None:
+        step.stepped.add(optimizer)
+        self.counts["optimizer_steps"] += 1
+        self._offer()
 
     # The pulse and the signals.
 

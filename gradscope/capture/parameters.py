@@ -14,9 +14,13 @@ from gradscope.capture.recorder import Rows
 _EXACT_UPTO = 65_536
 # The relative error of a norm from m coordinates is about 1/√(2m): 0.8 % for evenly sized ones.
 _SAMPLE = 8_192
-SAMPLING = (
-    f"updates of parameters above {_EXACT_UPTO} entries are measured on a fixed sample of {_SAMPLE}"
-)
+
+
+def sampling(parameters: Iterable[Tensor]) -> str | None:
+    """Which updates are measured on a sample, in words; None where none is."""
+    if all(parameter.numel() <= _EXACT_UPTO for parameter in parameters):
+        return None
+    return f"of parameters above {_EXACT_UPTO:,} entries, on a fixed sample of {_SAMPLE:,}"
 
 
 @dataclass(slots=True)

@@ -8,6 +8,7 @@ import tempfile
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
@@ -38,7 +39,7 @@ from gradscope.capture.guard import (
 )
 from gradscope.capture.hooks import Hooks, owners
 from gradscope.capture.observer import Observer
-from gradscope.capture.parameters import SAMPLING
+from gradscope.capture.parameters import sampling
 from gradscope.capture.recorder import Recorder
 from gradscope.errors import LogError, UsageError
 from gradscope.log.reader import empty_run, load
@@ -318,7 +319,7 @@ def _meta(model: nn.Module, config: CaptureConfig, criterion: nn.Module | None) 
         "criterion": None if criterion is None else type(criterion).__name__,
         "cadence": describe(config.every),
         "level": config.level,
-        "sampling": SAMPLING,
+        "sampling": sampling(known),
         "loss_is_progress": config.loss_is_progress,
         "created": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         "versions": {
@@ -338,7 +339,7 @@ def _with_problems(run: Run, problems: Sequence[Problem], coverage: Mapping[str,
         "problems": [*run.meta["problems"], *(p for p in known if p not in written)],
         "coverage": dict(coverage),
     }
-    return Run(run.parameters, run.modules, run.signals, run.steps, run.scalars, meta)
+    return replace(run, meta=meta)
 
 
 def _remove(folder: Path, process: int) -> None:

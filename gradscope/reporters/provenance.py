@@ -16,6 +16,7 @@ def particulars(run: Run) -> dict[str, str]:
         "Model": _model(run.meta),
         "Steps": _steps(run),
         "Optimizer": _optimizers(run.meta),
+        "Updates": str(run.meta.get("sampling") or ""),
         "Device": str(run.meta.get("device", "")),
         "Versions": ", ".join(map(" ".join, _mapping(run.meta, "versions").items())),
         "Started": str(run.meta.get("created", "")),

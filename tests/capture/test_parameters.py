@@ -11,6 +11,7 @@ from torch.nn import functional as F  # noqa: N812
 from torch.optim import SGD
 
 from gradscope.capture.scope import watch
+from gradscope.reporters.provenance import particulars
 from tests.capture import trainings
 from tests.capture.reference import (
     ParameterReference,
@@ -220,6 +221,10 @@ class TestLargeTensors:
         run = watched(build, 1, tmp_path)
         said = {key: value for key, value in run.meta.items() if key != "log_dir"}
         assert "sample" in str(said)
+        assert "fixed sample of 8,192" in particulars(run)["Updates"]
+
+    def test_what_is_exact_is_not_said_to_be_sampled(self, tmp_path: Path) -> None:
+        assert "Updates" not in particulars(watched(CASES["mlp"], 1, tmp_path))
 
     def test_gradient_far_from_zero_keeps_its_spread(self, tmp_path: Path) -> None:
         # mean 1, std 1e-3 over 90,000 entries: E[x²] − mean² in float32 gets this 2 % wrong.

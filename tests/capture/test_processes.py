@@ -102,6 +102,20 @@ def test_what_changes_often_is_written_all_the_same(tmp_path: Path) -> None:
     scope.close()
 
 
+def test_a_hand_written_step_is_written_though_nothing_follows(tmp_path: Path) -> None:
+    model = net()
+    scope = watch(model, log_dir=tmp_path, every=1)
+    model(torch.randn(4, 6)).square().mean().backward()
+    scope.step()
+    deadline = time.monotonic() + 2
+    while not load(tmp_path).steps.size and time.monotonic() < deadline:
+        time.sleep(0.05)
+    run = load(tmp_path)
+    assert run.steps.tolist() == [0]
+    assert (run.parameters["grad_norm"] > 0).all()
+    scope.close()
+
+
 def test_a_scope_that_is_dropped_closes_its_file_and_ends_its_thread(tmp_path: Path) -> None:
     model = net()
     scope = watch(model, log_dir=tmp_path, every=1)

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gradscope.analysis.depth import depth_profile
-from gradscope.analysis.finding import Evidence, Finding
+from gradscope.analysis.depth import change_along_depth, depth_profile
+from gradscope.analysis.finding import Finding
 from gradscope.analysis.harm import progress, severity
 from gradscope.analysis.rule import rule
 from gradscope.analysis.words import number
@@ -71,16 +71,7 @@ def exploding_gradient(run: Run, limits: Limits) -> Iterator[Finding]:
         severity(loss, still=False, extreme=growth > limits.extreme_growth),
         first,
         message,
-        evidence=(
-            Evidence(
-                "output_grad_norm, first layer / last layer (trend)",
-                None,
-                int(steps[0]),
-                int(steps[-1]),
-                growth,
-                limits.growth,
-            ),
-        ),
+        evidence=(change_along_depth(growth, steps, limits.growth),),
         remedies=(
             "Initialize for the activation: nn.init.kaiming_normal_(weight, nonlinearity='relu') "
             "behind ReLU, nn.init.xavier_normal_(weight) behind tanh.",

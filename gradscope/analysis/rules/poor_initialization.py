@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gradscope.analysis.depth import DepthProfile, depth_profile
+from gradscope.analysis.depth import DepthProfile, change_along_depth, depth_profile
 from gradscope.analysis.finding import Evidence, Finding, Severity
 from gradscope.analysis.harm import progress, severity, standing_still
 from gradscope.analysis.rule import UnjudgedError, rule
@@ -131,14 +131,7 @@ def poor_initialization(run: Run, limits: Limits) -> Iterator[Finding]:
         message,
         evidence=(
             Evidence("σ_w = weight_rms·√fan_in (median)", None, step, step, scale, gain),
-            Evidence(
-                "output_grad_norm first/last layer",
-                first.name,
-                step,
-                step,
-                change,
-                limits.change,
-            ),
+            change_along_depth(change, profile.steps[:1], limits.change),
         ),
         remedies=(
             f"Before training: {_SCHEME[gain > 1]} for the weight of every linear and "

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gradscope.analysis.depth import DepthProfile, depth_profile
+from gradscope.analysis.depth import DepthProfile, change_along_depth, depth_profile
 from gradscope.analysis.finding import Evidence, Finding
 from gradscope.analysis.harm import progress, severity, standing_still
 from gradscope.analysis.rule import rule
@@ -82,14 +82,7 @@ def vanishing_gradient(run: Run, limits: Limits) -> Iterator[Finding]:
         first,
         message,
         evidence=(
-            Evidence(
-                "output_grad_norm, first layer / last layer (trend)",
-                None,
-                int(steps[0]),
-                int(steps[-1]),
-                decay,
-                limits.decay,
-            ),
+            change_along_depth(decay, steps, limits.decay),
             *(
                 Evidence("update_ratio", name, int(steps[0]), int(steps[-1]), ratio)
                 for name, ratio in _ratios(run, quiet[:3])
