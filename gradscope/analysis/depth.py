@@ -12,6 +12,7 @@ import numpy as np
 from gradscope.analysis.finding import Evidence
 from gradscope.analysis.robust import F64, Bools, measured, median
 from gradscope.analysis.rule import UnjudgedError
+from gradscope.analysis.words import count
 from gradscope.record import Entity, Run, StepArray
 
 _LAYERS = frozenset({"linear", "convolution"})
@@ -98,7 +99,8 @@ def depth_profile(run: Run) -> DepthProfile:
     norms, broken = norms[:, seen], broken[:, seen]
     layers = tuple(table.entities[row] for row, kept in zip(rows, seen, strict=True) if kept)
     if len(layers) < _FEWEST_LAYERS:
-        message = f"{len(layers)} layers with weights got a gradient, {_FEWEST_LAYERS} are needed"
+        found = count(len(layers), "layer")
+        message = f"{found} with weights got a gradient, {_FEWEST_LAYERS} are needed"
         raise UnjudgedError(message)
     # All zero has no slope; what is infinite was not measured by the rule's meaning.
     clean = (norms > 0).any(axis=1) & ~broken.any(axis=1) & ~np.isinf(norms).any(axis=1)

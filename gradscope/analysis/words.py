@@ -21,6 +21,11 @@ def number(value: float) -> str:
     return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
 
 
+def count(amount: int, noun: str) -> str:
+    """`1 rule`, `2 rules`."""
+    return f"{amount:,} {noun}" if amount == 1 else f"{amount:,} {noun}s"
+
+
 def share(value: float) -> str:
     """A share in percent, such that little is not nothing."""
     if 0 < value < 0.001:  # noqa: PLR2004  (what one decimal can't show)

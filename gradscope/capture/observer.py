@@ -95,13 +95,7 @@ class Observer:
         if torch.is_grad_enabled() and not is_set_apart():
             self._guard.run(STEPS, self._part_begins)
 
-    def after_forward(
-        self,
-        module: nn.Module,
-        args: Any,
-        kwargs: Any,
-        output: Any,
-    ) -> None:
+    def after_forward(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         """The model's forward ends."""
         del module, args, kwargs
         if torch.is_grad_enabled() and not is_set_apart():
@@ -109,13 +103,7 @@ class Observer:
                 self._taps.forward_ends()
             self._guard.run(SCALARS, self._see_output_loss, output)
 
-    def after_criterion(
-        self,
-        module: nn.Module,
-        args: Any,
-        kwargs: Any,
-        output: Any,
-    ) -> None:
+    def after_criterion(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         """The criterion's forward ends."""
         del module
         if is_set_apart():

@@ -3,9 +3,8 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from gradscope.analysis.words import listed, number
+from gradscope.analysis.words import count, listed, number
 from gradscope.record import Run
-from gradscope.reporters.wording import count
 
 _NAMED = 5
 

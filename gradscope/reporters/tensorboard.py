@@ -4,11 +4,11 @@ from collections.abc import Iterable, Sequence
 
 from gradscope.analysis.finding import Finding
 from gradscope.analysis.report import Report
+from gradscope.analysis.words import count
 from gradscope.reporters.outline import Branch, outline
 from gradscope.reporters.provenance import particulars, unseen
 from gradscope.reporters.wording import (
     checked,
-    count,
     inert,
     since,
     skipped_by_reason,

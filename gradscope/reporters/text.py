@@ -9,12 +9,11 @@ from rich.text import Text
 
 from gradscope.analysis.finding import Evidence, Finding, Severity
 from gradscope.analysis.report import Report
-from gradscope.analysis.words import number
+from gradscope.analysis.words import count, number
 from gradscope.reporters.outline import Branch, outline
 from gradscope.reporters.provenance import particulars, unseen
 from gradscope.reporters.wording import (
     checked,
-    count,
     has_verdict,
     inert,
     since,

@@ -2,7 +2,7 @@
 
 from gradscope.analysis.finding import Finding, Severity
 from gradscope.analysis.report import Report
-from gradscope.analysis.words import layer_in_words
+from gradscope.analysis.words import count, layer_in_words
 from gradscope.record import Run
 from gradscope.reporters.outline import outline
 
@@ -88,11 +88,6 @@ def since(finding: Finding, run: Run) -> str:
 def steps(first: int, last: int) -> str:
     """A step or a range of steps, for a table."""
     return str(first) if first == last else f"{first} to {last}"
-
-
-def count(amount: int, noun: str) -> str:
-    """`1 rule`, `2 rules`."""
-    return f"{amount:,} {noun}" if amount == 1 else f"{amount:,} {noun}s"
 
 
 def inert(text: str) -> str:

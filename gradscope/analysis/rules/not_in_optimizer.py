@@ -10,7 +10,7 @@ from gradscope.analysis.harm import progress
 from gradscope.analysis.layers import idle, module_of, trainable_share
 from gradscope.analysis.robust import Bools, measured
 from gradscope.analysis.rule import UnjudgedError, rule
-from gradscope.analysis.words import listed, share
+from gradscope.analysis.words import count, listed, share
 from gradscope.record import Run
 
 
@@ -50,7 +50,7 @@ def not_in_optimizer(run: Run, limits: Limits) -> Iterator[Finding]:
     # As it is at the end: optimizers and layers may come and go.
     last = slice(-limits.min_steps, None)
     if len(table.steps) < limits.min_steps:
-        message = f"{len(table.steps)} recorded steps, {limits.min_steps} are needed"
+        message = f"{count(len(table.steps), 'recorded step')}, {limits.min_steps} are needed"
         raise UnjudgedError(message)
     trainable = (table["requires_grad"][last] == 1).all(axis=0)
     outside = trainable & (table["in_optimizer"][last] == 0).all(axis=0)

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from gradscope.analysis.report import Report
-from gradscope.analysis.words import number
+from gradscope.analysis.words import count, number
 from gradscope.record import Run
 from gradscope.reporters.figures import (
     DARK,
@@ -24,7 +24,6 @@ from gradscope.reporters.figures import (
 from gradscope.reporters.figures.heatmap import heatmap_rows
 from gradscope.reporters.figures.loss import has_loss
 from gradscope.reporters.figures.theme import drawing
-from gradscope.reporters.wording import count
 
 # Beyond this a picture of pixels may be smaller than one of shapes.
 _MAX_SVG_BYTES = 100_000
