@@ -1,5 +1,6 @@
-"""What was measured, as read-only arrays: Entity, Table, Run."""
+"""What was measured, as read-only arrays: Entity, Table, Histograms, Run."""
 
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 FloatArray = NDArray[np.floating[Any]]
 StepArray = NDArray[np.int64]
+CountArray = NDArray[np.uint32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +100,75 @@ class Table:
 
 
 @dataclass(frozen=True, eq=False)
+class Histograms:
+    """How many entries of each parameter's gradient have which magnitude, step by step.
+
+    Bin i counts the entries with 2**(lowest + i) ≤ |g| < 2**(lowest + i + 1); the first and the
+    last bin also hold what lies beyond. Zeros and non-finite entries are in no bin. Of large
+    parameters a fixed sample of the entries is counted (`run.meta["sampling"]`).
+    """
+
+    entities: tuple[Entity, ...]
+    steps: StepArray
+    lowest: int
+    bins: int
+    # One compressed array of counts per step: few of the bins hold anything.
+    packed: tuple[bytes, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.packed) != len(self.steps):
+            message = f"{len(self.packed)} histograms for {len(self.steps)} steps"
+            raise ConfigError(message)
+        self.steps.flags.writeable = False
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """The parameters' names, in the order of the rows."""
+        return tuple(entity.name for entity in self.entities)
+
+    @cached_property
+    def edges(self) -> FloatArray:
+        """The edges of the bins as exponents of two, of shape (bins + 1)."""
+        return np.arange(self.lowest, self.lowest + self.bins + 1, dtype=np.float64)
+
+    def at(self, index: int) -> CountArray:
+        """The counts at the index-th of `steps`, of shape (entities, bins)."""
+        counts = np.zeros((len(self.entities), self.bins), np.uint32)
+        known = unpack_counts(self.packed[index], self.bins)[: len(self.entities)]
+        counts[: len(known)] = known
+        return counts
+
+    def __getitem__(self, name: str) -> CountArray:
+        """The counts of one parameter, of shape (steps, bins)."""
+        if name not in self.names:
+            near = get_close_matches(name, self.names, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            message = f"no histogram of {name!r}{hint}"
+            raise ConfigError(message)
+        row = self.names.index(name)
+        found = [self.at(index)[row] for index in range(len(self.steps))]
+        return np.stack(found) if found else np.zeros((0, self.bins), np.uint32)
+
+    def __bool__(self) -> bool:
+        return len(self.steps) > 0
+
+
+def pack_counts(counts: CountArray) -> bytes:
+    """The counts (entities × bins) in few bytes."""
+    return zlib.compress(np.ascontiguousarray(counts, "<u4").tobytes(), 1)
+
+
+def unpack_counts(packed: bytes, bins: int) -> CountArray:
+    """What `pack_counts` was given."""
+    return np.frombuffer(zlib.decompress(packed), "<u4").reshape(-1, bins)
+
+
+def no_histograms() -> Histograms:
+    """Of a run in which none were recorded."""
+    return Histograms((), np.array([], np.int64), 0, 0, ())
+
+
+@dataclass(frozen=True, eq=False)
 class Run:
     """One watched training, read from its log.
 
@@ -112,6 +183,7 @@ class Run:
     steps: StepArray
     scalars: Mapping[str, FloatArray]
     meta: Mapping[str, Any] = field(default_factory=dict)
+    histograms: Histograms = field(default_factory=no_histograms)
 
     def __post_init__(self) -> None:
         for values in self.scalars.values():
