@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from gradscope import figures
     from gradscope.analysis.analyzer import analyze
     from gradscope.analysis.finding import Evidence, Finding, Severity
     from gradscope.analysis.report import Report
@@ -46,6 +47,7 @@ __all__ = [
     "Severity",
     "Table",
     "analyze",
+    "figures",
     "load",
     "rule",
     "watch",
@@ -55,6 +57,8 @@ __all__ = [
 def __getattr__(name: str) -> object:
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
+    if name == "figures":
+        return import_module("gradscope.figures")
     message = f"module 'gradscope' has no attribute {name!r}"
     raise AttributeError(message)
 

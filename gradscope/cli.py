@@ -16,7 +16,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if parsed.command == "demo":
             _demo(parsed.output)
         else:
-            _report(parsed.run, parsed.output)
+            _report(parsed.runs, parsed.output)
     except (GradscopeError, OSError) as error:
         print(f"gradscope: {error}", file=sys.stderr)  # noqa: T201
         return 2
@@ -40,8 +40,14 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FOLDER",
         help="folder for the runs and reports (default: %(default)s)",
     )
-    report = commands.add_parser("report", help="diagnose a recorded run")
-    report.add_argument("run", type=Path, metavar="RUN", help="the run's folder (watch's log_dir)")
+    report = commands.add_parser("report", help="diagnose recorded runs")
+    report.add_argument(
+        "runs",
+        type=Path,
+        nargs="+",
+        metavar="RUN",
+        help="a run's folder (watch's log_dir); several stand side by side in one HTML page",
+    )
     report.add_argument(
         "-o",
         "--output",
@@ -49,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="FILE",
-        help="write to .html, .json or .txt instead of the terminal; may be repeated",
+        help="write to .html, .md, .json or .txt instead of the terminal; may be repeated",
     )
     return parser
 
@@ -60,13 +66,17 @@ def _demo(folder: Path) -> None:
     run_demo(folder)
 
 
-def _report(run: Path, outputs: Sequence[Path]) -> None:
-    from gradscope.analysis.analyzer import analyze  # noqa: PLC0415  (--help stays quick)
+def _report(runs: Sequence[Path], outputs: Sequence[Path]) -> None:
+    from gradscope import reporters  # noqa: PLC0415  (--help stays quick)
+    from gradscope.analysis.analyzer import analyze  # noqa: PLC0415
     from gradscope.log.reader import load  # noqa: PLC0415
 
-    report = analyze(load(run))
+    reports = [analyze(load(run)) for run in runs]
     if not outputs:
-        report.print()
+        for run, report in zip(runs, reports, strict=True):
+            if len(reports) > 1:
+                print(f"{run}\n")  # noqa: T201
+            report.print()
     for path in outputs:
-        report.write(path)
+        reporters.write_reports(reports, path)
         print(path)  # noqa: T201

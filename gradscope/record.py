@@ -76,15 +76,28 @@ class Table:
     def __contains__(self, quantity: object) -> bool:
         return quantity in self.quantities
 
+    def __repr__(self) -> str:
+        # That of a dataclass would print every entity, into every notebook.
+        shape = f"{len(self.steps)} steps × {len(self.entities)} entities"
+        return f"Table({shape} × {len(self.quantities)} quantities)"
+
     @cached_property
     def names(self) -> tuple[str, ...]:
         """The entities' names, in the order of the columns."""
         return tuple(entity.name for entity in self.entities)
 
-    def frame(self) -> "pd.DataFrame":
-        """A tidy DataFrame: one row per recorded step and entity, one column per quantity."""
+    def frame(self, quantity: str | None = None) -> "pd.DataFrame":
+        """A tidy DataFrame: one row per recorded step and entity, one column per quantity.
+
+        With a quantity it is wide: one row per recorded step, one column per entity. NaN: not
+        measured. Raises ConfigError for a quantity that is not in this table.
+        """
+        chosen = None if quantity is None else self[quantity].copy()
         import pandas as pd  # noqa: PLC0415  (a second to import; only exports need it)
 
+        if chosen is not None:
+            index = pd.Index(self.steps.copy(), name="step")
+            return pd.DataFrame(chosen, index, pd.Index(self.names, dtype=object, name="name"))
         steps, entities = len(self.steps), len(self.entities)
         columns: dict[str, Any] = {
             "step": np.repeat(self.steps, entities),
@@ -93,8 +106,8 @@ class Table:
         for attribute in ("depth", "group", "type"):
             values = [getattr(entity, attribute) for entity in self.entities]
             columns[attribute] = np.tile(np.array(values, dtype=object), steps)
-        for quantity in self.quantities:
-            columns[quantity] = self[quantity].reshape(-1)
+        for name in self.quantities:
+            columns[name] = self[name].reshape(-1)
         frame: pd.DataFrame = pd.DataFrame(columns).astype({"depth": "int64"})
         return frame
 
@@ -104,8 +117,10 @@ class Histograms:
     """How many entries of each parameter's gradient have which magnitude, step by step.
 
     Bin i counts the entries with 2**(lowest + i) ≤ |g| < 2**(lowest + i + 1); the first and the
-    last bin also hold what lies beyond. Zeros and non-finite entries are in no bin. Of large
-    parameters a fixed sample of the entries is counted (`run.meta["sampling"]`).
+    last bin also hold what lies beyond. Zeros and non-finite entries are in no bin. Of a complex
+    gradient the real and the imaginary parts are counted, of large parameters a fixed sample of
+    the entries (`run.meta["sampling"]`). Nothing is counted where there was no gradient (the
+    table's `grad_norm` is NaN), nor of a sparse one that is large.
     """
 
     entities: tuple[Entity, ...]
@@ -130,6 +145,9 @@ class Histograms:
     def edges(self) -> FloatArray:
         """The edges of the bins as exponents of two, of shape (bins + 1)."""
         return np.arange(self.lowest, self.lowest + self.bins + 1, dtype=np.float64)
+
+    def __repr__(self) -> str:
+        return f"Histograms({len(self.steps)} steps × {len(self.entities)} parameters)"
 
     def at(self, index: int) -> CountArray:
         """The counts at the index-th of `steps`, of shape (entities, bins)."""
@@ -196,3 +214,13 @@ class Run:
     def recorded_steps(self) -> StepArray:
         """The steps at which the tables were recorded."""
         return self.parameters.steps
+
+    def __repr__(self) -> str:
+        model, seen = self.meta.get("model", "?"), len(self.steps)
+        return f"Run({model!r}, {seen} steps seen, {len(self.recorded_steps)} recorded)"
+
+    def _repr_html_(self) -> str:
+        """The run in a notebook."""
+        from gradscope import reporters  # noqa: PLC0415  (see docs/decisions/0004)
+
+        return reporters.run_html(self)

@@ -66,15 +66,17 @@ import gradscope
 run = gradscope.load({str(run_dir)!r})
 report = gradscope.analyze(run)
 report.print()
-for suffix in ("html", "json", "txt"):
+for suffix in ("html", "json", "md", "txt"):
     report.write({str(tmp_path)!r} + "/report." + suffix)
+assert "<img" in report._repr_html_() and "update_ratio" in run._repr_html_()
+gradscope.figures.update_ratio(run)
 print(len(run.parameters.frame()))
 """
     printed = python(_WITHOUT_TORCH.format(code=code))
     assert "Healthy" in printed
     # 5 steps × 4 parameters.
     assert printed.endswith("20\n")
-    for suffix in ("html", "json", "txt"):
+    for suffix in ("html", "json", "md", "txt"):
         assert (tmp_path / f"report.{suffix}").stat().st_size > 300
 
 
@@ -89,6 +91,6 @@ def test_all_public_names_can_be_had() -> None:
     assert gradscope.__all__ == sorted(gradscope.__all__)
     assert dir(gradscope) == gradscope.__all__
     for name in gradscope.__all__:
-        assert getattr(gradscope, name).__name__ == name
+        assert getattr(gradscope, name).__name__.removeprefix("gradscope.") == name
     with pytest.raises(AttributeError, match="no attribute 'wach'"):
         _ = gradscope.wach

@@ -41,6 +41,16 @@ class Report:
         """Whether there is neither a warning nor an error."""
         return all(finding.severity is Severity.INFO for finding in self.findings)
 
+    def __repr__(self) -> str:
+        # That of a dataclass would print every rule's limits.
+        return f"Report({len(self.findings)} findings, {len(self.skipped)} rules skipped)"
+
+    def _repr_html_(self) -> str:
+        """The report in a notebook."""
+        from gradscope import reporters  # noqa: PLC0415
+
+        return reporters.report_html(self)
+
     def print(self) -> None:
         """Print it to the terminal."""
         from gradscope import reporters  # noqa: PLC0415  (see docs/decisions/0004)
@@ -48,7 +58,7 @@ class Report:
         reporters.print_report(self)
 
     def write(self, path: str | PathLike[str]) -> None:
-        """Write it to a file: .html, .json or .txt.
+        """Write it to a file: .html, .md, .json or .txt.
 
         Raises ConfigError for another suffix, OSError where the file can't be written.
         """

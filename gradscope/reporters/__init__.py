@@ -1,5 +1,6 @@
-"""Reporters: a report → text, JSON, HTML, TensorBoard."""
+"""Reporters: a report → text, JSON, HTML, Markdown, notebook, TensorBoard."""
 
+from collections.abc import Sequence
 from importlib import import_module
 from os import PathLike
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Protocol, cast
 
 from gradscope.analysis.report import Report
 from gradscope.errors import ConfigError
+from gradscope.record import Run
 
 
 class Reporter(Protocol):
@@ -24,6 +26,7 @@ class Reporter(Protocol):
 _HOMES = {
     ".html": "html.HtmlReporter",
     ".json": "json.JsonReporter",
+    ".md": "markdown.MarkdownReporter",
     ".txt": "text.TextReporter",
 }
 
@@ -35,9 +38,24 @@ def write_report(report: Report, path: str | PathLike[str]) -> None:
     file can't be written.
     """
     target = Path(path)
-    content = _reporter_for(target).render(report)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(content, encoding="utf-8")
+    _write(target, _reporter_for(target).render(report))
+
+
+def write_reports(reports: Sequence[Report], path: str | PathLike[str]) -> None:
+    """Write several reports to one HTML page, side by side; a single one to any format.
+
+    Raises ConfigError for several in another format than HTML, else like `write_report`.
+    """
+    target = Path(path)
+    if len(reports) == 1:
+        write_report(reports[0], target)
+        return
+    if target.suffix.lower() != ".html":
+        message = f"{target.name!r}: only an HTML page holds several runs; end the name in .html"
+        raise ConfigError(message)
+    from gradscope.reporters.html import render_side_by_side  # noqa: PLC0415
+
+    _write(target, render_side_by_side(reports))
 
 
 def print_report(report: Report) -> None:
@@ -45,6 +63,25 @@ def print_report(report: Report) -> None:
     from gradscope.reporters.text import print_text  # noqa: PLC0415  (only when asked for)
 
     print_text(report)
+
+
+def report_html(report: Report) -> str:
+    """The report as a notebook shows it."""
+    from gradscope.reporters import notebook  # noqa: PLC0415  (matplotlib takes a second)
+
+    return notebook.report_html(report)
+
+
+def run_html(run: Run) -> str:
+    """The run as a notebook shows it."""
+    from gradscope.reporters import notebook  # noqa: PLC0415
+
+    return notebook.run_html(run)
+
+
+def _write(target: Path, content: str) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(content, encoding="utf-8")
 
 
 def _reporter_for(path: Path) -> Reporter:

@@ -14,7 +14,12 @@ ROOT = Path(gradscope.__file__).parents[1]
 
 @pytest.mark.parametrize(
     ("name", "begins"),
-    [("r.txt", "2 root causes"), ("R.HTML", "<!doctype html>"), ("r.json", '{\n  "schema_')],
+    [
+        ("r.txt", "2 root causes"),
+        ("R.HTML", "<!doctype html>"),
+        ("r.json", '{\n  "schema_'),
+        ("r.md", "## 2 root causes"),
+    ],
 )
 def test_the_suffix_picks_the_format(tmp_path: Path, name: str, begins: str) -> None:
     path = tmp_path / "new" / "folders" / name
@@ -24,7 +29,7 @@ def test_the_suffix_picks_the_format(tmp_path: Path, name: str, begins: str) -> 
 
 @pytest.mark.parametrize("name", ["report.pdf", "report"])
 def test_an_unknown_suffix_names_the_known(tmp_path: Path, name: str) -> None:
-    with pytest.raises(ConfigError, match=r"\.html, \.json, \.txt"):
+    with pytest.raises(ConfigError, match=r"\.html, \.json, \.md, \.txt"):
         write_report(sick_report(), tmp_path / name)
 
 

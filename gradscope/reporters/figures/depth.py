@@ -10,16 +10,26 @@ from numpy.typing import NDArray
 
 from gradscope.analysis.finding import Finding
 from gradscope.record import Entity, FloatArray, Run
-from gradscope.reporters.figures.labels import MARK, elided, marked_rows, shown_rows
-from gradscope.reporters.figures.theme import LIGHT, Theme, blank, drawing, new_figure
+from gradscope.reporters.figures.brackets import draw_lanes, lanes_of_layers, room_for
+from gradscope.reporters.figures.canvas import (
+    blank,
+    canvas,
+    figure_of,
+    legend,
+    level_lines,
+    size,
+    titled,
+)
+from gradscope.reporters.figures.labels import labelled, marked_rows, shown_rows
+from gradscope.reporters.figures.theme import LIGHT, Theme
 
 _LAYER_GROUPS = {"linear", "convolution", "recurrent", "attention", "embedding"}
 _BAND = (0.1, 0.5, 0.9)
-_ROOM_FOR_NAMES = 40
+_NAMES_PER_INCH = 5
 # Beyond this points would run into one another.
 _MANY_LAYERS = 80
 _NAME_LENGTH = 24
-_CHARACTERS_ACROSS = 130
+_CHARACTERS_PER_INCH = 15
 # Where marks for what a logarithm can't show stand, in heights of the picture.
 _BOTTOM, _TOP = 0.03, 0.97
 
@@ -27,31 +37,33 @@ Curve = NDArray[np.float64]
 
 
 def gradient_by_depth(
-    run: Run, *, theme: Theme = LIGHT, findings: Sequence[Finding] = ()
+    run: Run, *, ax: Axes | None = None, theme: Theme = LIGHT, findings: Sequence[Finding] = ()
 ) -> Figure:
     """The gradient norm layer by layer: over the run, at the first and at the last step.
 
     It is that at the outputs of the layers that have weights; where outputs were not recorded,
-    that of the weights. Layers with a warning or an error among `findings` are marked.
+    that of the weights. Brackets show the layers with a warning or an error among `findings`.
     """
     if not len(run.recorded_steps):
-        return blank("Nothing was recorded.", theme)
+        return blank("Nothing was recorded.", theme, ax)
     entities, norms, broken, what = _layers(run)
     if np.isnan(norms).all() and not broken.any():
-        return blank("No gradient was measured.", theme)
+        return blank("No gradient was measured.", theme, ax)
 
-    with drawing(theme):
-        figure, axes = new_figure(4.4)
+    lanes = lanes_of_layers(entities, findings)
+    with canvas(ax, 4.4, theme, room_for(lanes)) as axes:
         axes.set_yscale("log")
         _draw(axes, run, norms, theme)
         _mark(axes, norms, broken, theme)
-        _name_layers(axes, entities, marked_rows(entities, findings), theme)
-        axes.set_title(f"Gradient norm by depth, {what}")
+        _name_layers(axes, entities, marked_rows(entities, findings))
+        axes.set_xlim(-0.5, len(entities) - 0.5)
+        axes.set_xlabel("input → output")
         axes.set_ylabel("gradient norm")
-        axes.grid(visible=True, axis="y")
-        axes.set_axisbelow(True)
-        figure.legend(loc="outside lower left", ncols=5)
-    return figure
+        draw_lanes(axes, lanes, theme)
+        titled(axes, f"Gradient norm by depth, {what}", room_for(lanes))
+        level_lines(axes, theme)
+        legend(axes, own=ax is None)
+    return figure_of(axes)
 
 
 def _layers(run: Run) -> tuple[list[Entity], FloatArray, NDArray[np.bool_], str]:
@@ -84,7 +96,7 @@ def _draw(axes: Axes, run: Run, norms: FloatArray, theme: Theme) -> None:
         axes.fill_between(
             at, low, high, color=theme.line, alpha=0.18, lw=0, label="80 % of the steps"
         )
-        axes.plot(at, median, "-o", c=theme.line, lw=2, ms=size, label="median step")
+        axes.plot(at, median, "-o", c=theme.line, lw=2, ms=size, label="median step", zorder=3)
         axes.plot(at, last, "--^", c=theme.last, lw=1.1, ms=size, label=f"step {steps[-1]}")
     first = _loggable(norms[0])
     axes.plot(at, first, ":s", c=theme.first, lw=1.3, ms=size, label=f"step {steps[0]}")
@@ -127,21 +139,12 @@ def _mark(axes: Axes, norms: FloatArray, broken: NDArray[np.bool_], theme: Theme
             )
 
 
-def _name_layers(
-    axes: Axes, entities: Sequence[Entity], marked: Sequence[int], theme: Theme
-) -> None:
-    shown = shown_rows(len(entities), marked, _ROOM_FOR_NAMES)
-    names = [elided(entities[row].name, _NAME_LENGTH) for row in shown]
-    labels = [
-        MARK + name if row in marked else name for row, name in zip(shown, names, strict=True)
-    ]
-    axes.set_xticks(shown, labels, parse_math=False)
+def _name_layers(axes: Axes, entities: Sequence[Entity], marked: Sequence[int]) -> None:
+    width, _ = size(axes)
+    shown = shown_rows(len(entities), marked, max(2, int(width * _NAMES_PER_INCH)))
+    labels = labelled(axes.xaxis, entities, shown, marked, _NAME_LENGTH)
     # The longest name sets the distance that all of them need.
-    if len(shown) * (max(map(len, labels)) + 2) > _CHARACTERS_ACROSS:
-        for label in axes.get_xticklabels():
+    longest = max(len(label.get_text()) for label in labels)
+    if len(shown) * (longest + 2) > width * _CHARACTERS_PER_INCH:
+        for label in labels:
             label.set(rotation=50, ha="right", rotation_mode="anchor")
-    axes.set_xlim(-0.5, len(entities) - 0.5)
-    axes.set_xlabel("input → output")
-    for row, label in zip(shown, axes.get_xticklabels(), strict=True):
-        if row in marked:
-            label.set(fontweight="bold", color=theme.ink)

@@ -10,81 +10,162 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
+from matplotlib.patheffects import Normal, Stroke
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from gradscope.analysis.finding import Finding
 from gradscope.record import Entity, Run
-from gradscope.reporters.figures.labels import MARK, elided, marked_rows, shown_rows
-from gradscope.reporters.figures.raster import Flags, Raster, rasterize
-from gradscope.reporters.figures.theme import LIGHT, Theme, blank, drawing, new_figure, step_axis
+from gradscope.reporters.figures.brackets import (
+    draw_lanes,
+    harmful,
+    lanes_of_steps,
+    room_for,
+    runs,
+    seen_between,
+)
+from gradscope.reporters.figures.canvas import (
+    blank,
+    canvas,
+    colorbar,
+    figure_of,
+    legend,
+    size,
+    step_axis,
+    titled,
+)
+from gradscope.reporters.figures.labels import MARK, labelled, marked_rows, shown_rows
+from gradscope.reporters.figures.raster import (
+    Flags,
+    Raster,
+    columns_of,
+    logarithm,
+    rasterize,
+    row_medians,
+)
+from gradscope.reporters.figures.theme import LIGHT, Theme
 
 # With more rows than this, biases and norms are left out: they follow their layer's weight.
 _MANY_ROWS = 40
 _MINOR_GROUPS = {"bias", "norm"}
+# With more, rows would be thinner than a pixel of a screen.
+MAX_ROWS = 400
 
 _ROW_HEIGHT = 0.19  # inches
 _MIN_HEIGHT, _MAX_HEIGHT = 1.3, 8.0
 _LABELS_PER_INCH = 5.5
-_BAR_WIDTH = 0.17
 _NAME_LENGTH = 36
 # Marks closer than this fraction of the picture would run into one another.
 _MARKS_ACROSS, _MARKS_PER_INCH = 90, 9
+# The frame around a finding leaves this much of its rows free, in inches.
+_FRAMED = 0.05
 
 
-def gradient_heatmap(run: Run, *, theme: Theme = LIGHT, findings: Sequence[Finding] = ()) -> Figure:
+def gradient_heatmap(
+    run: Run, *, ax: Axes | None = None, theme: Theme = LIGHT, findings: Sequence[Finding] = ()
+) -> Figure:
     """The gradient norm of every parameter at every recorded step, the first layer on top.
 
-    Where there are many parameters, biases and norms are left out. Layers with a warning or an
-    error among `findings` are marked.
+    Where there are many parameters, biases and norms are left out; of more than 400 that are left,
+    the most unusual of each few neighbours is shown, and the picture says so. Between steps
+    that are unusually far apart nothing is painted. Frames show the rows and steps of the
+    warnings and errors among `findings`, brackets their steps.
     """
     table = run.parameters
     if not len(table.steps) or not table.entities:
-        return blank("Nothing was recorded.", theme)
-    rows = heatmap_rows(run)
+        return blank("Nothing was recorded.", theme, ax)
+    rows = heatmap_rows(run, findings)
     entities = [table.entities[row] for row in rows]
     norms, broken = table["grad_norm"][:, rows], table["grad_nonfinite"][:, rows] > 0
     if np.isnan(norms).all() and not broken.any():
-        return blank("No gradient was measured.", theme)
+        return blank("No gradient was measured.", theme, ax)
 
-    raster = rasterize(norms, broken, table.steps)
+    raster = rasterize(norms, broken, columns_of(table.steps))
     inner = min(max(_ROW_HEIGHT * len(rows), _MIN_HEIGHT), _MAX_HEIGHT)
-    with drawing(theme):
-        figure, axes = new_figure(inner + 1.1)
-        _paint(figure, axes, raster, inner, theme)
-        marks = _mark(axes, raster, theme, int(inner * _MARKS_PER_INCH))
+    lanes = lanes_of_steps(findings)
+    with canvas(ax, inner + 1.1, theme, room_for(lanes)) as axes:
+        height = inner if ax is None else size(axes)[1]
+        _paint(axes, raster, theme, own=ax is None)
+        entries = _mark(axes, raster, theme, int(height * _MARKS_PER_INCH) + 1)
+        _frame(axes, entities, findings, height)
         marked = marked_rows(entities, findings)
-        _name_rows(axes, entities, marked, int(inner * _LABELS_PER_INCH), theme)
+        shown = shown_rows(len(rows), marked, max(2, int(height * _LABELS_PER_INCH)))
+        labelled(axes.yaxis, entities, shown, marked, _NAME_LENGTH)
+        axes.tick_params(axis="y", length=0)
         if marked:
-            marks.append(Line2D([], [], ls="", marker="$▸$", c=theme.ink, label="has a finding"))
-        if marks:
-            figure.legend(handles=marks, loc="outside lower left", ncols=len(marks))
-        axes.set_title("Gradient norm of each layer at each step")
+            sign = f"${MARK.strip()}$"
+            entries.append(Line2D([], [], ls="", marker=sign, c=theme.ink, label="has a finding"))
+        legend(axes, own=ax is None, over=False, handles=entries)
         step_axis(axes)
-    return figure
+        draw_lanes(axes, lanes, theme)
+        axes.set_ylabel(_choice(run, len(rows)))
+        titled(axes, "Gradient norm by layer and step", room_for(lanes))
+    return figure_of(axes)
 
 
-def heatmap_rows(run: Run) -> list[int]:
+def heatmap_rows(run: Run, findings: Sequence[Finding] = ()) -> list[int]:
     """Which parameters are shown, in the order of depth."""
+    ordered = _major(run)
+    if len(ordered) <= MAX_ROWS:
+        return ordered
+    table = run.parameters
+    logarithms = logarithm(table["grad_norm"])
+    typical = row_medians(logarithms)
+    steepest = np.nan_to_num(np.abs(logarithms - typical)).max(axis=0)
+    broken: Flags = np.any(table["grad_nonfinite"] > 0, axis=0)
+    zero: Flags = np.any(table["grad_norm"] == 0, axis=0)
+    marked = set(marked_rows(table.entities, findings))
+
+    def unusual(row: int) -> tuple[bool, bool, bool, float]:
+        return row in marked, bool(broken[row]), bool(zero[row]), away[row]
+
+    chosen: list[int] = []
+    for start in range(0, len(ordered), _neighbours(len(ordered))):
+        neighbours = np.array(ordered[start : start + _neighbours(len(ordered))])
+        level = typical[neighbours]
+        middle = np.median(level[np.isfinite(level)]) if np.isfinite(level).any() else 0.0
+        departures = steepest[neighbours] + np.nan_to_num(np.abs(level - middle))
+        away = dict(zip(neighbours.tolist(), departures.tolist(), strict=True))
+        chosen.append(max(away, key=unusual))
+    return chosen
+
+
+def _major(run: Run) -> list[int]:
     entities = run.parameters.entities
     ordered = sorted(range(len(entities)), key=lambda row: entities[row].depth)
     if len(ordered) <= _MANY_ROWS:
         return ordered
-    major = [row for row in ordered if entities[row].group not in _MINOR_GROUPS]
-    return major or ordered
+    return [row for row in ordered if entities[row].group not in _MINOR_GROUPS] or ordered
+
+
+def _choice(run: Run, shown: int) -> str:
+    """What the rows are, where they are not all."""
+    total = len(_major(run))
+    if shown == total:
+        return ""
+    return f"{shown:,} of {total:,} layers: of each {_neighbours(total)} the most unusual"
+
+
+def _neighbours(rows: int) -> int:
+    """How many rows share one."""
+    return -(-rows // MAX_ROWS)
 
 
 def _extent(raster: Raster) -> tuple[float, float, float, float]:
-    rows = raster.logarithm.shape[0]
-    return (raster.left, raster.right, rows - 0.5, -0.5)
+    return (raster.columns.left, raster.columns.right, raster.logarithm.shape[0] - 0.5, -0.5)
 
 
-def _paint(figure: Figure, axes: Axes, raster: Raster, height: float, theme: Theme) -> None:
+def _paint(axes: Axes, raster: Raster, theme: Theme, *, own: bool) -> None:
     left, right, bottom, top = _extent(raster)
     # What no image covers was not measured.
-    size = (right - left, bottom - top)
-    axes.add_patch(
-        Rectangle((left, top), *size, fill=False, hatch="////", lw=0, ec=theme.hatch, zorder=-1)
-    )
+    unmeasured = Rectangle(
+        (left, top), right - left, bottom - top,
+        fill=False, hatch="////", lw=0, ec=theme.hatch, zorder=-2,
+    )  # fmt: skip
+    axes.add_patch(unmeasured)
+    for start, end in raster.columns.empty:
+        pause = Rectangle((start, top), end - start, bottom - top, fc=theme.grid, lw=0, zorder=-1)
+        pause.set_label("_pause")
+        axes.add_patch(pause)
     known = raster.logarithm[np.isfinite(raster.logarithm)]
     low, high = (known.min(), known.max()) if known.size else (0.0, 0.0)
     if high - low < 1:
@@ -101,8 +182,7 @@ def _paint(figure: Figure, axes: Axes, raster: Raster, height: float, theme: The
         label="norm",
     )
     if known.size:
-        bar = figure.colorbar(image, ax=axes, pad=0.015, fraction=0.03, aspect=height / _BAR_WIDTH)
-        bar.outline.set_linewidth(0)
+        bar = colorbar(axes, image, own=own)
         bar.locator = MaxNLocator(nbins=6, integer=high - low > 2)  # noqa: PLR2004
         bar.formatter = FuncFormatter(lambda power, _: f"$10^{{{power:g}}}$")
         bar.update_ticks()
@@ -132,13 +212,38 @@ def _mark(axes: Axes, raster: Raster, theme: Theme, marks_down: int) -> list[Art
             x, y = _spots(flags, raster, marks_down)
             axes.plot(x, y, marker, ms=3.5, mfc="none", mec=color, mew=0.9, label=label)
             entries.append(_entry(label, marker, color, theme))
-    if (np.isnan(raster.logarithm) & ~raster.zero & ~raster.nonfinite).any():
+    if raster.unmeasured.any():
         entries.append(
             Patch(fc=theme.paper, ec=theme.hatch, hatch="//////", lw=0.5, label="not measured")
         )
-    axes.set_xlim(raster.left, raster.right)
+    if raster.columns.empty:
+        entries.append(Patch(fc=theme.grid, label="no step recorded"))
+    axes.set_xlim(raster.columns.left, raster.columns.right)
     axes.set_ylim(raster.logarithm.shape[0] - 0.5, -0.5)
     return entries
+
+
+def _frame(
+    axes: Axes, entities: Sequence[Entity], findings: Sequence[Finding], height: float
+) -> None:
+    """A frame around the rows and the steps of each warning and error that has a layer."""
+    left, right = axes.get_xlim()
+    rows_per_inch = len(entities) / height
+    room = max(0.0, _FRAMED * rows_per_inch - 1) / 2
+    rows: dict[tuple[int, int] | None, set[int]] = {}
+    for finding in harmful(findings):
+        rows.setdefault(seen_between(finding), set()).update(marked_rows(entities, [finding]))
+    for seen, first, last in [(seen, *run) for seen, found in rows.items() for run in runs(found)]:
+        start, end = (left, right) if seen is None else (seen[0] - 0.5, seen[1] + 0.5)
+        start, end = max(start, left), min(end, right)
+        top, bottom = first - 0.5 - room, last + 0.5 + room
+        frame = Rectangle(
+            (start, top), end - start, bottom - top,
+            fill=False, ec="#000000", lw=1, label="_finding", zorder=3,
+        )  # fmt: skip
+        # Seen on any colour, and on dark paper.
+        frame.set_path_effects([Stroke(linewidth=2.4, foreground="#ffffff"), Normal()])
+        axes.add_patch(frame)
 
 
 def _entry(label: str, marker: str, color: str, theme: Theme) -> Artist:
@@ -157,21 +262,6 @@ def _spots(flags: Flags, raster: Raster, marks_down: int) -> tuple[list[float], 
     taken: dict[tuple[int, int], tuple[int, int]] = {}
     for row, column in np.argwhere(flags).tolist():
         taken.setdefault((row // down, column // across), (row, column))
-    width = (raster.right - raster.left) / columns
-    x = [raster.left + (column + 0.5) * width for _, column in taken.values()]
+    left, width = raster.columns.left, raster.columns.width
+    x = [left + (column + 0.5) * width for _, column in taken.values()]
     return x, [row for row, _ in taken.values()]
-
-
-def _name_rows(
-    axes: Axes, entities: Sequence[Entity], marked: Sequence[int], room: int, theme: Theme
-) -> None:
-    shown = shown_rows(len(entities), marked, room)
-    names = [elided(entities[row].name, _NAME_LENGTH) for row in shown]
-    labels = [
-        MARK + name if row in marked else name for row, name in zip(shown, names, strict=True)
-    ]
-    axes.set_yticks(shown, labels, parse_math=False)
-    axes.tick_params(axis="y", length=0)
-    for row, label in zip(shown, axes.get_yticklabels(), strict=True):
-        if row in marked:
-            label.set(fontweight="bold", color=theme.ink)

@@ -2,6 +2,9 @@
 
 from collections.abc import Iterable, Sequence
 
+from matplotlib.axis import Axis
+from matplotlib.text import Text
+
 from gradscope.analysis.finding import Finding, Severity
 from gradscope.record import Entity
 from gradscope.reporters.wording import inert
@@ -37,11 +40,11 @@ def marked_rows(entities: Sequence[Entity], findings: Iterable[Finding]) -> list
     return [
         index
         for index, entity in enumerate(entities)
-        if any(_same_layer(entity.name, layer) for layer in layers)
+        if any(same_layer(entity.name, layer) for layer in layers)
     ]
 
 
-def _same_layer(name: str, layer: str) -> bool:
+def same_layer(name: str, layer: str) -> bool:
     """Whether one is the other, or a part of it, such as a layer's weight."""
     return name == layer or name.startswith(f"{layer}.") or layer.startswith(f"{name}.")
 
@@ -54,3 +57,18 @@ def shown_rows(rows: int, marked: Sequence[int], room: int) -> list[int]:
         if all(abs(row - other) >= gap for other in taken):
             taken.append(row)
     return sorted(taken)
+
+
+def labelled(
+    axis: Axis, entities: Sequence[Entity], shown: Sequence[int], marked: Sequence[int], length: int
+) -> list[Text]:
+    """Put the names of the shown entities on the axis, the marked ones in bold; returns them."""
+    names = [elided(entities[row].name, length) for row in shown]
+    texts = [MARK + name if row in marked else name for row, name in zip(shown, names, strict=True)]
+    # A name is text, also where the user has TeX set everything.
+    axis.set_ticks(shown, texts, parse_math=False, usetex=False)
+    labels = axis.get_ticklabels()
+    for row, label in zip(shown, labels, strict=True):
+        if row in marked:
+            label.set(fontweight="bold")
+    return labels

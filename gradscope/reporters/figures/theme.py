@@ -5,12 +5,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import matplotlib as mpl
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
-
-WIDTH = 9.6  # inches
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +65,6 @@ def drawing(theme: Theme) -> Iterator[None]:
         mpl.rcParams.update(
             {
                 "figure.facecolor": theme.paper,
-                "savefig.facecolor": theme.paper,
                 "axes.facecolor": theme.paper,
                 "axes.edgecolor": theme.grid,
                 "axes.labelcolor": theme.muted,
@@ -79,7 +72,6 @@ def drawing(theme: Theme) -> Iterator[None]:
                 "axes.titlelocation": "left",
                 "axes.titlesize": 11,
                 "axes.titleweight": "bold",
-                "axes.titlepad": 10,
                 "axes.labelsize": 9,
                 "axes.spines.top": False,
                 "axes.spines.right": False,
@@ -104,25 +96,3 @@ def drawing(theme: Theme) -> Iterator[None]:
             }
         )
         yield
-
-
-def new_figure(height: float) -> tuple[Figure, Axes]:
-    """A figure of the common width, with one pair of axes."""
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, figure.subplots()
-
-
-def step_axis(axes: Axes) -> None:
-    """Make the horizontal axis one of steps."""
-    axes.set_xlabel("step")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
-
-
-def blank(said: str, theme: Theme) -> Figure:
-    """In place of a picture, why there is none."""
-    with drawing(theme):
-        figure, axes = new_figure(1.2)
-        axes.set_axis_off()
-        axes.text(0.5, 0.5, said, ha="center", va="center", color=theme.muted)
-    return figure
