@@ -4,17 +4,23 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test format clean
+.PHONY: demo test browser format clean
 
 demo: $(VENV)/demo-installed
 	$(BIN)/gradscope demo
 
-test: $(VENV)/dev-installed
+test: $(VENV)/dev-installed browser
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/pytest --numprocesses 2
+
+# The report's pages are tested in a browser.
+browser:
+	@test -n "$$CHROMIUM" || command -v chromium >/dev/null || command -v google-chrome >/dev/null || { \
+		test "$$(id -u)" = 0 && apt-get -qq update && apt-get -qq install -y chromium >/dev/null; \
+	} || { echo "The browser tests need Chromium: sudo apt-get install chromium" >&2; exit 1; }
 
 format: $(VENV)/dev-installed
 	$(BIN)/ruff format .

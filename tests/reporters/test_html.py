@@ -1,7 +1,10 @@
 import base64
+import hashlib
+import json
 import re
 from functools import cache
 from html.parser import HTMLParser
+from typing import Any
 from xml.etree import ElementTree as ET
 
 import numpy as np
@@ -9,8 +12,9 @@ import pytest
 
 from gradscope.analysis.finding import Evidence, Severity
 from gradscope.analysis.report import Report, Skipped
+from gradscope.errors import ConfigError
 from gradscope.record import Run
-from gradscope.reporters.html import HtmlReporter
+from gradscope.reporters.html import HtmlReporter, render_side_by_side
 from gradscope.reporters.html.sheets import MAX_ROWS
 from tests.reporters.samples import (
     HOSTILE,
@@ -22,7 +26,7 @@ from tests.reporters.samples import (
     sick_report,
 )
 
-VOID = {"meta", "img", "path", "circle"}
+VOID = {"meta", "img", "path", "circle", "rect"}
 Attributes = list[tuple[str, str | None]]
 
 
@@ -50,7 +54,7 @@ class Page(HTMLParser):
         assert self._open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        if "style" not in self._open:
+        if not {"style", "script"} & set(self._open):
             self.text += data
 
     def all(self, tag: str) -> list[dict[str, str | None]]:
@@ -68,6 +72,13 @@ class Page(HTMLParser):
 def made(report: Report) -> str:
     """Rendering takes a second; reports compare by identity."""
     return HtmlReporter().render(report)
+
+
+def embedded(report: Report) -> Any:
+    """What the page's pictures are drawn from."""
+    found = re.search(r'id="data">(.*?)</script>', made(report), re.DOTALL)
+    assert found is not None
+    return json.loads(found[1])
 
 
 def page_of(report: Report) -> Page:
@@ -108,22 +119,36 @@ ALL = {
 @pytest.mark.parametrize("report", ALL.values(), ids=ALL)
 def test_the_page_asks_for_nothing(report: Report) -> None:
     page = page_of(report)
-    policy = next(
-        attributes["content"]
-        for attributes in page.all("meta")
-        if attributes.get("http-equiv") == "Content-Security-Policy"
-    )
-    assert policy is not None
-    assert {"default-src 'none'", "img-src data:"} <= set(policy.split("; "))
-    assert "script-src" not in policy
+    assert "default-src 'none'" in policy_of(page)
+    assert "unsafe" not in " ".join(policy_of(page))
     assert not re.search(r"https?://|@import|url\(", made(report))
     for tag, attributes in page.elements:
-        assert tag not in {"script", "link", "iframe", "object", "embed", "base", "a"}
+        assert tag not in {"link", "iframe", "object", "embed", "base", "a", "form"}
+        assert "style" not in attributes
         for name, value in attributes.items():
             assert not name.startswith("on")
             if name in {"src", "srcset", "href"}:
                 assert value is not None
                 assert value.startswith("data:image/")
+
+
+def policy_of(page: Page) -> list[str]:
+    contents = [
+        attributes["content"]
+        for attributes in page.all("meta")
+        if attributes.get("http-equiv") == "Content-Security-Policy"
+    ]
+    assert len(contents) == 1
+    return (contents[0] or "").split("; ")
+
+
+@pytest.mark.parametrize(("tag", "rule"), [("script", "script-src"), ("style", "style-src")])
+def test_the_policy_allows_the_pages_own_script_and_styles_alone(tag: str, rule: str) -> None:
+    for report in (ALL["full"], ALL["hostile"]):
+        found = re.findall(f"<{tag}>(.*?)</{tag}>", made(report), re.DOTALL)
+        assert len(found) == 1
+        digest = base64.b64encode(hashlib.sha256(found[0].encode()).digest()).decode()
+        assert f"{rule} 'sha256-{digest}'" in policy_of(page_of(report))
 
 
 @pytest.mark.parametrize("report", ALL.values(), ids=ALL)
@@ -141,21 +166,15 @@ def test_pictures_are_images_with_a_description(report: Report) -> None:
             assert ET.fromstring(picture).tag.endswith("svg")  # noqa: S314  (our own)
 
 
-def test_light_and_dark_pictures_differ() -> None:
-    pictures = page_of(ALL["full"]).all("img")
-    light = [picture["src"] for picture in pictures if picture["class"] == "on-light"]
-    dark = [picture["src"] for picture in pictures if picture["class"] == "on-dark"]
-    assert len(light) == len(dark) == 3
-    assert not set(light) & set(dark)
-
-
 def test_hostile_names_are_text() -> None:
     page = page_of(ALL["hostile"])
     spelled_out = HOSTILE.replace("\x1b", r"\x1b")
     # Title, message, finding, remedies, evidence, consequence, note, tables, facts.
     assert page.text.count(spelled_out) > 10
     assert "\x1b" not in made(ALL["hostile"])
-    assert "</script>" not in made(ALL["hostile"])
+    # Both are the page's own.
+    assert made(ALL["hostile"]).count("</script>") == 2
+    assert embedded(ALL["hostile"])[0]["heatmaps"][0]["rows"][0] == f"{spelled_out}.weight"
     assert all((a["src"] or "").startswith("data:image/") for a in page.all("img"))
     assert not any("onmouseover" in attributes for _, attributes in page.elements)
 
@@ -169,11 +188,11 @@ def test_the_verdict_comes_first_and_the_cards_say_it_all() -> None:
         "Seen in the whole run, steps 0 to 290.",
         "Call nn.init.kaiming_normal_ before training.",
         "Early layers learn nothing",
+        "grad_norm first/last layer",
+        "1.23e-6",
         "What it explains",
         "vanishing-gradient at layers.0",
         "zero-gradient at layers.0.weight",
-        "grad_norm first/last layer",
-        "1.23e-6",
         "A rule that was not asked.",
         "Also seen, without harm",
         "3 of 32 units are dead.",
@@ -227,6 +246,57 @@ def test_a_page_is_small() -> None:
     noise = np.exp(np.random.default_rng(0).normal(0, 2, (2000, 40)))
     run = run_of(noise, output_norms=noise, loss=noise[:, 0])
     assert len(HtmlReporter().render(report_of(run))) < 2_500_000
+
+
+def test_a_finding_has_a_picture_of_its_evidence() -> None:
+    # 30 steps of 1e-6 but for one of 1e-3, which stands at the top.
+    norms = np.full((30, 2), 1e-6)
+    norms[20, 1] = 1e-3
+    evidence = (Evidence("grad_norm", "layers.1.weight", 20, 20, 1e-3, 1e-4),)
+    page = page_of(report_of(run_of(norms), finding(layer="layers.1", evidence=evidence)))
+    curve = next(a["d"] for a in page.all("path") if a.get("class") == "curve")
+    points = [point.split() for point in (curve or "").strip("M").split("L")]
+    at_the_top = [float(x) for x, y in points if float(y) == 6]
+    assert at_the_top == [pytest.approx(6 + 268 * 20 / 29, abs=0.1)]
+    assert {float(y) for _, y in points} == {6.0, 78.0}
+    # The limit lies two thirds up, on a logarithmic scale.
+    limit = next(a["d"] for a in page.all("path") if a.get("class") == "limit")
+    assert limit == "M0 30.0H280"
+    shaded = next(a for a in page.all("rect") if a.get("class") == "seen")
+    assert float(shaded["x"] or "nan") == pytest.approx(at_the_top[0] - 1.5, abs=0.1)
+
+
+def test_findings_are_marked_in_the_pictures() -> None:
+    evidence = (Evidence("grad_norm", "layers.1.weight", 5, 9, 1.0),)
+    marked = finding(layer="layers.1", evidence=evidence)
+    note = finding("GS301", "dead-relu", Severity.INFO, "layers.2", evidence=evidence)
+    data = embedded(report_of(full_run(), marked, note))[0]
+    mark = {"row": 1, "first": 5, "last": 9, "text": "GS101 vanishing-gradient"}
+    assert data["heatmaps"][0]["marks"] == [mark]
+    assert data["profile"]["marks"] == [mark]
+    on_curves = {"first": 5, "last": 9, "text": "GS101 vanishing-gradient"}
+    assert [chart["marks"] for chart in data["charts"]] == [[on_curves]] * 2
+    assert [layer["severity"] for layer in data["layers"]] == [
+        "healthy",
+        "error",
+        "info",
+        "healthy",
+    ]
+
+
+def test_several_runs_stand_side_by_side() -> None:
+    first, second = ALL["sick"], report_of(full_run())
+    page = Page(render_side_by_side([first, second]))
+    assert "2 runs side by side" in page.text
+    assert page.text.index("Healthy: no warning, no error.") < page.text.index("What is wrong")
+    # Both come from folders of the same name.
+    assert "first (2)" in page.text
+    assert len([a for a in page.all("div") if a.get("class") == "static"]) == 5
+
+
+def test_more_runs_than_fit_are_refused() -> None:
+    with pytest.raises(ConfigError, match="9 runs"):
+        render_side_by_side([ALL["healthy"]] * 9)
 
 
 def test_the_same_report_makes_the_same_page() -> None:

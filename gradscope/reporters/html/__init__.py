@@ -1,49 +1,99 @@
-"""The report as one HTML page that needs nothing else: no script, no request."""
+"""The report as one HTML page that needs nothing else: no server, no request."""
 
-from dataclasses import dataclass
-from importlib import resources
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePath
+from typing import Any
 
-from jinja2 import Environment, StrictUndefined, Template
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
-from gradscope.analysis.finding import Severity
+from gradscope.analysis.finding import Finding, Severity
 from gradscope.analysis.report import Report
-from gradscope.analysis.words import number
-from gradscope.reporters.html.pictures import pictures
-from gradscope.reporters.html.sheets import sheets
-from gradscope.reporters.outline import outline
+from gradscope.errors import ConfigError
+from gradscope.reporters.html.payload import payload
+from gradscope.reporters.html.pictures import Picture, pictures
+from gradscope.reporters.html.script import policy, script, stylesheet
+from gradscope.reporters.html.sheets import Sheet, sheets
+from gradscope.reporters.html.sketches import sketch
+from gradscope.reporters.outline import Branch, outline
 from gradscope.reporters.provenance import particulars, unseen
-from gradscope.reporters.wording import (
-    checked,
-    has_verdict,
-    inert,
-    place,
-    since,
-    skipped_by_reason,
-    steps,
-    verdict,
-    why,
-)
+from gradscope.reporters.templates import template
+from gradscope.reporters.wording import checked, has_verdict, skipped_by_reason, verdict
 
 _MAX_CAUSES = 50
 _MAX_CONSEQUENCES = 20
+# More would be too narrow to read, and the page too large to open.
+_MAX_RUNS = 8
 
 
 @dataclass(frozen=True, slots=True)
 class HtmlReporter:
-    """One static page."""
+    """One page that draws its pictures itself, and has static ones for print."""
 
     suffix: str = ".html"
 
     def render(self, report: Report) -> str:
         """The whole page."""
+        return render_side_by_side([report])
+
+
+def render_side_by_side(reports: Sequence[Report]) -> str:
+    """One page with several runs beside one another. Raises ConfigError for more than eight."""
+    if not 1 <= len(reports) <= _MAX_RUNS:
+        message = f"{len(reports)} runs for one page; give 1 to {_MAX_RUNS}"
+        raise ConfigError(message)
+    names = _names(reports)
+    runs = [_Column.of(report, name) for report, name in zip(reports, names, strict=True)]
+    drawn = [
+        payload(report, name, len(reports))
+        for report, name in zip(reports, names, strict=True)
+        if len(report.run.recorded_steps)
+    ]
+    title = str(reports[0].run.meta.get("model", "a run"))
+    page: str = template("html/page.html").render(
+        css=Markup(stylesheet()),  # noqa: S704  (files of this package)
+        script=Markup(script()),  # noqa: S704
+        policy=policy(),
+        title=title if len(reports) == 1 else f"{len(reports)} runs",
+        runs=runs,
+        drawable=bool(drawn),
+        has_depth=any(run["profile"] for run in drawn),
+        has_spread=any(run["spread"] for run in drawn),
+        data=_embedded(drawn),
+        max_consequences=_MAX_CONSEQUENCES,
+        sketch=sketch,
+    )
+    return page
+
+
+@dataclass(frozen=True, slots=True)
+class _Column:
+    """What the page says of one run."""
+
+    name: str
+    report: Report
+    verdict: str
+    state: str
+    checked: str
+    causes: Sequence[Branch]
+    causes_left_out: int
+    notes: Sequence[Finding]
+    notes_left_out: int
+    particulars: Mapping[str, str]
+    unseen: Sequence[str]
+    skipped: Mapping[str, Sequence[str]]
+    sheets: Sequence[Sheet]
+    pictures: Mapping[str, Picture] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, report: Report, name: str) -> "_Column":
         branches = outline(report)
         harmful = [branch for branch in branches if branch.harmful]
         notes = [finding for branch in branches if not branch.harmful for finding in branch]
-        page: str = _template().render(
-            css=Markup(_own("page.css")),  # noqa: S704  (a file of this package)
+        return cls(
+            name=name,
             report=report,
-            title=str(report.run.meta.get("model", "a run")),
             verdict=verdict(report),
             state=_state(report, harmful[0].severity if harmful else None),
             checked=checked(report),
@@ -51,14 +101,23 @@ class HtmlReporter:
             causes_left_out=len(harmful[_MAX_CAUSES:]),
             notes=notes[:_MAX_CAUSES],
             notes_left_out=len(notes[_MAX_CAUSES:]),
-            max_consequences=_MAX_CONSEQUENCES,
-            pictures=pictures(report),
-            sheets=sheets(report),
-            skipped=skipped_by_reason(report),
-            unseen=unseen(report.run),
             particulars=particulars(report.run),
+            unseen=unseen(report.run),
+            skipped=skipped_by_reason(report),
+            sheets=sheets(report),
+            pictures=pictures(report),
         )
-        return page
+
+
+def _names(reports: Sequence[Report]) -> list[str]:
+    """Each run's folder; a number behind those that are called the same."""
+    names: list[str] = []
+    for report in reports:
+        folder = PurePath(str(report.run.meta.get("log_dir") or "")).name
+        name = folder or str(report.run.meta.get("model", "run"))
+        number_of_it = sum(other == name or other.startswith(f"{name} (") for other in names)
+        names.append(f"{name} ({number_of_it + 1})" if number_of_it else name)
+    return names
 
 
 def _state(report: Report, worst: Severity | None) -> str:
@@ -67,34 +126,9 @@ def _state(report: Report, worst: Severity | None) -> str:
     return "healthy" if has_verdict(report) else "info"
 
 
-def _template() -> Template:
-    environment = Environment(
-        autoescape=True,
-        undefined=StrictUndefined,
-        finalize=_inert,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(prose=_prose, number=number)
-    environment.globals.update(place=place, since=since, steps=steps, why=why)
-    return environment.from_string(_own("page.html"))
-
-
-def _own(name: str) -> str:
-    return resources.files(__name__).joinpath(name).read_text(encoding="utf-8")
-
-
-def _inert(value: object) -> object:
-    # What is Markup already has been through here.
-    return inert(value) if type(value) is str else value
-
-
-def _prose(text: str) -> Markup:
-    """A sentence in which what stands between backticks is code."""
-    parts = [escape(inert(part)) for part in text.split("`")]
-    if len(parts) % 2 == 0:
-        return escape(inert(text))
-    code = Markup("<code>{}</code>")
-    return Markup("").join(
-        code.format(part) if index % 2 else part for index, part in enumerate(parts)
-    )
+def _embedded(data: Any) -> Markup:
+    """JSON that can't end the element it stands in."""
+    text = json.dumps(data, allow_nan=False, separators=(",", ":"))
+    for char in "<>&":
+        text = text.replace(char, f"\\u{ord(char):04x}")
+    return Markup(text)  # noqa: S704  (no markup is left in it)

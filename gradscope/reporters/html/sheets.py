@@ -31,12 +31,21 @@ class Column:
         listed = (quantity for table in CATALOGUE.values() for quantity in table)
         return next(quantity.meaning for quantity in listed if quantity.name == self.quantity)
 
-    def cell(self, measured: FloatArray) -> str:
+    def cell(self, measured: FloatArray) -> "Cell":
         """The number of one entity, from what was measured of it."""
         if not measured.size:
-            return _NOT_MEASURED
+            return Cell(_NOT_MEASURED, "")
         value = float(self.reduce(measured))
-        return f"{number(100 * value)}%" if self.share else number(value)
+        text = f"{number(100 * value)}%" if self.share else number(value)
+        return Cell(text, repr(value).replace("inf", "Infinity"))
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A number as it is shown, and as rows are sorted by it; "": there is none."""
+
+    text: str
+    value: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +54,7 @@ class Row:
 
     entity: Entity
     marked: bool
-    cells: tuple[str, ...]
+    cells: tuple[Cell, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +122,7 @@ def _shown(entities: Sequence[Entity], marked: Sequence[int]) -> list[int]:
     return sorted(list(wanted)[:MAX_ROWS], key=lambda row: entities[row].depth)
 
 
-def _cells(table: Table, columns: tuple[Column, ...], row: int) -> tuple[str, ...]:
+def _cells(table: Table, columns: tuple[Column, ...], row: int) -> tuple[Cell, ...]:
     series = (table[column.quantity][:, row] for column in columns)
     return tuple(
         column.cell(values[~np.isnan(values)])
