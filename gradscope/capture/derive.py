@@ -6,14 +6,16 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from gradscope.capture.statistics import MOMENTS
+from gradscope.capture.statistics import MOMENTS, OCTAVES
 from gradscope.quantities import CATALOGUE, TableName
+from gradscope.record import CountArray
 
 F64 = NDArray[np.float64]
 
 # What a row of numbers holds:
 What = Literal[
     "gradient",  # moments of a parameter's gradient
+    "magnitudes",  # entries of a parameter's gradient per octave
     "weight",  # Σw² of the finite entries, their number
     "update",  # Σ Δw², Σ g·Δw, Σ g² over the sampled coordinates, entries / sampled
     "output",  # moments of a module's output
@@ -41,6 +43,16 @@ def tables(
         "modules": _table("modules", sizes, _modules(rows)),
         "signals": _table("signals", sizes, _signals(rows)),
     }
+
+
+def histograms(rows: RowsByKind, parameters: int) -> CountArray | None:
+    """Counts per octave of shape (parameters, octaves); None where no gradient was counted."""
+    if "magnitudes" not in rows:
+        return None
+    entities, counted = merge_sums(rows["magnitudes"])
+    counts = np.zeros((parameters, OCTAVES), np.uint32)
+    counts[entities] = counted
+    return counts
 
 
 # Per quantity: the entities it is known for, and its values.

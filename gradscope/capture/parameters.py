@@ -1,6 +1,6 @@
 """Gradients, weights and updates of the parameters, as an optimizer's step is given them."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -8,19 +8,29 @@ from torch import Tensor
 
 from gradscope.capture import statistics
 from gradscope.capture.entities import Roster
+from gradscope.capture.guard import HISTOGRAMS, Guard
 from gradscope.capture.recorder import Rows
 
 # Updates of larger tensors are measured on a sample: a copy of all would double the memory.
+# Histograms are counted on that copy.
 _EXACT_UPTO = 65_536
 # The relative error of a norm from m coordinates is about 1/√(2m): 0.8 % for evenly sized ones.
 _SAMPLE = 8_192
 
 
 def sampling(parameters: Iterable[Tensor]) -> str | None:
-    """Which updates are measured on a sample, in words; None where none is."""
-    if all(parameter.numel() <= _EXACT_UPTO for parameter in parameters):
+    """What is measured on a sample, in words; None where nothing is."""
+    if all(_entries(parameter) <= _EXACT_UPTO for parameter in parameters):
         return None
-    return f"of parameters above {_EXACT_UPTO:,} entries, on a fixed sample of {_SAMPLE:,}"
+    return (
+        f"updates and histograms of parameters above {_EXACT_UPTO:,} entries, "
+        f"on a fixed sample of {_SAMPLE:,}"
+    )
+
+
+def _entries(parameter: Tensor) -> int:
+    """The real numbers that it holds."""
+    return parameter.numel() * (2 if parameter.is_complex() else 1)
 
 
 @dataclass(slots=True)
@@ -37,7 +47,10 @@ class _Pending:
 class ParameterReader:
     """Reads the parameters of one recorded step: each once, at its optimizer's step."""
 
-    def __init__(self, roster: Roster, rows: Rows, samples: "CoordinateSamples") -> None:
+    def __init__(
+        self, roster: Roster, rows: Rows, samples: "CoordinateSamples", guard: Guard
+    ) -> None:
+        self._guard = guard
         self._rows = rows
         self._samples = samples
         self._known = roster.parameters
@@ -72,11 +85,13 @@ class ParameterReader:
             known = self._known.get(id(parameter))
             if known is not None:
                 self._rows.flag("in_optimizer", known[0], 1.0)
+        earlier = len(self._pending)
         for parameter in parameters:
             known = self._known.get(id(parameter))
             if known is not None and parameter.requires_grad and known[0] not in self._read:
                 self._read.add(known[0])
                 self._read_one(known[0], parameter)
+        self._guard.run(HISTOGRAMS, self._count, self._pending[earlier:])
 
     def _read_one(self, row: int, parameter: Tensor) -> None:
         gradient = parameter.grad
@@ -95,6 +110,16 @@ class ParameterReader:
             before = self._samples.take(parameter, parameter)
             taken = self._samples.take(dense, parameter)
             self._pending.append(_Pending(row, parameter, coordinates, before, taken))
+
+    def _count(self, read: Sequence[_Pending]) -> None:
+        """The histograms of the gradients, from the copies that the updates need anyway."""
+        by_device: dict[torch.device, list[_Pending]] = {}
+        for entry in read:
+            by_device.setdefault(entry.gradient.device, []).append(entry)
+        for entries in by_device.values():
+            counted = statistics.magnitudes(entry.gradient for entry in entries)
+            for entry, counts in zip(entries, counted, strict=True):
+                self._rows.add("magnitudes", entry.row, counts)
 
     def updates(self, parameters: Iterable[Tensor] | None = None) -> None:
         """What the step changed, of these parameters (None: of all that were read)."""
@@ -121,7 +146,7 @@ class CoordinateSamples:
 
     def coordinates(self, parameter: Tensor) -> Tensor | None:
         """The sampled coordinates of the flat parameter; None: all of them."""
-        numel = parameter.numel() * (2 if parameter.is_complex() else 1)
+        numel = _entries(parameter)
         if numel <= _EXACT_UPTO:
             return None
         key = (numel, parameter.device)

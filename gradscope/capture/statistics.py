@@ -4,12 +4,18 @@ All sums are accumulated in float64, so that squares of 1e±20 neither overflow 
 Nothing here makes the host wait for a device.
 """
 
+from collections.abc import Iterable, Iterator, Sequence
+
 import torch
 from torch import Tensor
 
 # The moments of a tensor, in this order. Non-finite entries are counted, and left out of the
 # rest; `min` and `max` of no finite entry are +inf and -inf.
 MOMENTS = ("count", "sum", "sumsq", "min", "max", "zeros", "nonfinite")
+
+# Magnitudes are counted by octaves: bin i holds 2**(LOWEST_OCTAVE + i) ≤ |x| < twice that.
+LOWEST_OCTAVE = -112
+OCTAVES = 128
 
 # fp32 → fp64 by pieces that stay in the cache (measured: 64k elements).
 _CHUNK = 65_536
@@ -153,6 +159,67 @@ def _products(change: Tensor, gradient: Tensor) -> Tensor:
 
 def _finite(wide: Tensor) -> Tensor:
     return torch.where(torch.isfinite(wide), wide, 0.0)
+
+
+def magnitudes(tensors: Iterable[Tensor]) -> Tensor:
+    """How many entries of each flat tensor are in which octave: float64 of shape (tensors, 128).
+
+    The outer bins are open; zeros and non-finite entries are in none. All on one device.
+    """
+    return torch.cat([_count_octaves(batch) for batch in _batches(tensors)])
+
+
+def _batches(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+    """Together as many as stay in the cache, or are worth a launch."""
+    batch: list[Tensor] = []
+    filled = 0
+    for tensor in tensors:
+        batch.append(tensor)
+        # The counts of a small tensor take more room than its entries.
+        filled += max(tensor.numel(), OCTAVES)
+        if filled >= (_CHUNK if tensor.device.type == "cpu" else _LARGE_CHUNK):
+            yield batch
+            batch, filled = [], 0
+    if batch:
+        yield batch
+
+
+def _count_octaves(tensors: list[Tensor]) -> Tensor:
+    # A copy, in the widest of their formats: it may be written into.
+    joined = torch.cat(tensors)
+    wide = joined.dtype == _F64
+    bits = joined.view(torch.int64) if wide else joined.to(torch.float32).view(torch.int32)
+    width, bias = (52, 1023) if wide else (23, 127)
+    # The exponent is an entry's octave: 0 for zeros, the largest one for what is not finite.
+    bits &= torch.iinfo(bits.dtype).max
+    nonzero = bits.clamp_max(1)
+    bits >>= width
+    # Subnormal numbers have the exponent of zero; the next one is in the first bin, too.
+    torch.maximum(bits, nonzero, out=bits)
+    parts = bits.split([tensor.numel() for tensor in tensors])
+    count = _occurrences if bits.device.type == "cpu" else _device_occurrences
+    counts = count(parts, 2 * bias + 2)
+    second = bias + LOWEST_OCTAVE + 1
+    last = second + OCTAVES - 2
+    folded = [
+        counts[:, 1:second].sum(1, keepdim=True),
+        counts[:, second:last],
+        counts[:, last:-1].sum(1, keepdim=True),
+    ]
+    return torch.cat(folded, 1).to(_F64)
+
+
+def _occurrences(parts: Sequence[Tensor], kinds: int) -> Tensor:
+    """How often each of 0, 1, … kinds − 1 occurs in each part: of shape (parts, kinds)."""
+    return torch.stack([torch.bincount(part, minlength=kinds) for part in parts])
+
+
+def _device_occurrences(parts: Sequence[Tensor], kinds: int) -> Tensor:
+    """The same where bincount makes the host wait, to learn the largest number."""
+    places = torch.cat([part + row * kinds for row, part in enumerate(parts)]).to(torch.int64)
+    counts = torch.zeros(len(parts) * kinds, dtype=torch.int32, device=places.device)
+    one = torch.ones((), dtype=torch.int32, device=places.device)
+    return counts.scatter_add_(0, places, one.expand(places.shape)).view(-1, kinds)
 
 
 def count_outside(tensor: Tensor, low: float, high: float) -> Tensor:

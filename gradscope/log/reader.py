@@ -1,5 +1,6 @@
 """Reading a run back from its folder, also while it is written and after a kill."""
 
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
@@ -15,7 +16,15 @@ from gradscope.errors import LogError, LogVersionError, NoRunError
 from gradscope.log import framing, schema
 from gradscope.log.writer import run_files
 from gradscope.quantities import CATALOGUE, TableName
-from gradscope.record import Entity, Run, Table
+from gradscope.record import (
+    Entity,
+    Histograms,
+    Run,
+    Table,
+    no_histograms,
+    pack_counts,
+    unpack_counts,
+)
 
 
 @dataclass(slots=True)
@@ -31,6 +40,9 @@ class _Collected:
     tables: dict[TableName, dict[int, NDArray[np.float32]]] = field(
         default_factory=lambda: {table: {} for table in CATALOGUE}
     )
+    # The exponent of the first bin and the number of bins; packed counts by step.
+    bins: tuple[int, int] | None = None
+    counts: dict[int, bytes] = field(default_factory=dict)
     pulses: list[tuple[list[str], NDArray[np.float64]]] = field(default_factory=list)
     coverage: dict[str, Any] = field(default_factory=dict)
     problems: list[dict[str, Any]] = field(default_factory=list)
@@ -104,7 +116,7 @@ def _collect(path: Path) -> _Collected:
 
 
 # What decoding can raise on a record that is whole by its checksum, and yet not gradscope's.
-_FOREIGN = (DecodeError, KeyError, IndexError, TypeError, ValueError)
+_FOREIGN = (DecodeError, KeyError, IndexError, TypeError, ValueError, zlib.error)
 
 
 def _sort_in(found: _Collected, record: bytes, path: Path) -> None:
@@ -120,6 +132,8 @@ def _take(found: _Collected, step: int, value: schema.Value, path: Path) -> None
     table = _TABLE_OF_TAG.get(value.tag)
     if table is not None:
         found.tables[table][step] = _checked(schema.read_array(value), found, table)
+    elif value.tag == schema.HISTOGRAMS:
+        _take_counts(found, step, value)
     elif value.tag == schema.PULSE:
         columns, rows = schema.read_pulse(value)
         if columns[:1] != ["step"] or rows.shape[1:] != (len(columns),):
@@ -137,6 +151,17 @@ def _take(found: _Collected, step: int, value: schema.Value, path: Path) -> None
         found.problems.append(schema.read_json(value))
     elif value.tag == schema.HEADER:
         found.header = _header(schema.read_json(value), path)
+
+
+def _take_counts(found: _Collected, step: int, value: schema.Value) -> None:
+    """The counts of a step if they are whole, in the bins of the run."""
+    lowest, bins, packed = schema.read_counts(value)
+    unpack_counts(packed, bins)
+    if found.bins not in (None, (lowest, bins)):
+        message = f"histograms of {bins} bins from {lowest} on, in a run with {found.bins}"
+        raise ValueError(message)
+    found.bins = (lowest, bins)
+    found.counts[step] = packed
 
 
 def _header(header: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -181,7 +206,15 @@ def _run(folder: Path | None, found: _Collected) -> Run:
     meta["coverage"] = found.coverage
     meta["problems"] = found.problems
     meta["left_out"] = found.left_out
-    return Run(**tables, steps=steps, scalars=scalars, meta=meta)
+    return Run(
+        parameters=tables["parameters"],
+        modules=tables["modules"],
+        signals=tables["signals"],
+        steps=steps,
+        scalars=scalars,
+        meta=meta,
+        histograms=_histograms(found),
+    )
 
 
 def _table(
@@ -204,6 +237,27 @@ def _table(
         tuple(quantities),
         values,
     )
+
+
+def _histograms(found: _Collected) -> Histograms:
+    if found.bins is None:
+        return no_histograms()
+    lowest, bins = found.bins
+    known = found.entities["parameters"]
+    rows = sorted(known)
+    steps = sorted(found.counts)
+    packed = [found.counts[step] for step in steps]
+    if rows != list(range(len(rows))):
+        # A lost record of entities must not shift the names of later rows.
+        packed = [_named_rows(counts, bins, rows) for counts in packed]
+    return Histograms(
+        tuple(known[row] for row in rows), np.array(steps, np.int64), lowest, bins, tuple(packed)
+    )
+
+
+def _named_rows(packed: bytes, bins: int, rows: Sequence[int]) -> bytes:
+    counts = unpack_counts(packed, bins)
+    return pack_counts(counts[[row for row in rows if row < len(counts)]])
 
 
 def _scalars(

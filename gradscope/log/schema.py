@@ -2,18 +2,29 @@
 
 Own records carry the plugin name `gradscope`. Tables are float32 tensors of shape (quantities,
 entities); column i is always the i-th entity of the append-only entity list. The pulse is a
-float64 tensor of shape (steps, columns) that names its columns itself. Everything else is JSON.
+float64 tensor of shape (steps, columns) that names its columns itself. The counts of a step's
+histograms are one packed string, whose metadata name the bins. Everything else is JSON.
 """
 
 import json
+import re
+import struct
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from tensorboard.compat.proto import summary_pb2, tensor_pb2, tensor_shape_pb2, types_pb2
+from tensorboard.compat.proto import (
+    histogram_pb2,
+    summary_pb2,
+    tensor_pb2,
+    tensor_shape_pb2,
+    types_pb2,
+)
+from tensorboard.plugins.custom_scalar import layout_pb2
 
 from gradscope.quantities import TableName
+from gradscope.record import CountArray, pack_counts
 
 # 1: the first.
 FORMAT_VERSION = 1
@@ -28,11 +39,18 @@ ENTITIES = "gradscope/entities"
 PULSE = "gradscope/pulse"
 PROBLEM = "gradscope/problem"
 COVERAGE = "gradscope/coverage"
+HISTOGRAMS = "gradscope/histograms"
+# For TensorBoard alone.
+FINDINGS = "gradscope/findings"
+WORST_LAYERS = "gradscope/worst_layers"
 TABLES: dict[TableName, str] = {
     "parameters": "gradscope/parameters",
     "modules": "gradscope/modules",
     "signals": "gradscope/signals",
 }
+
+# TensorBoard's number for red, green and blue.
+_RGB = 3
 
 Value: TypeAlias = summary_pb2.Summary.Value
 
@@ -67,16 +85,16 @@ def read_array(value: Value) -> NDArray[Any]:
     return np.frombuffer(tensor.tensor_content, dtype=dtype).reshape(shape)
 
 
-def _string_value(tag: str, text: str, plugin: str) -> Value:
+def _string_value(tag: str, string: bytes, plugin: str, content: bytes = b"") -> Value:
     tensor = tensor_pb2.TensorProto(
-        dtype=types_pb2.DT_STRING, tensor_shape=_shape([1]), string_val=[text.encode()]
+        dtype=types_pb2.DT_STRING, tensor_shape=_shape([1]), string_val=[string]
     )
-    return Value(tag=tag, tensor=tensor, metadata=_metadata(plugin))
+    return Value(tag=tag, tensor=tensor, metadata=_metadata(plugin, content))
 
 
 def json_value(tag: str, content: Mapping[str, Any]) -> Value:
     """A record of JSON."""
-    return _string_value(tag, json.dumps(content, allow_nan=False), PLUGIN)
+    return _string_value(tag, json.dumps(content, allow_nan=False).encode(), PLUGIN)
 
 
 def read_json(value: Value) -> dict[str, Any]:
@@ -96,11 +114,79 @@ def read_pulse(value: Value) -> tuple[list[str], NDArray[np.float64]]:
     return columns, read_array(value)
 
 
+def counts_value(lowest: int, counts: CountArray) -> Value:
+    """Counts (parameters × bins) by octaves; `lowest` is the exponent of the first bin."""
+    bins = {"lowest": lowest, "bins": counts.shape[1]}
+    return _string_value(HISTOGRAMS, pack_counts(counts), PLUGIN, json.dumps(bins).encode())
+
+
+def read_counts(value: Value) -> tuple[int, int, bytes]:
+    """The exponent of the first bin, how many bins there are, and the packed counts."""
+    bins: dict[str, int] = json.loads(value.metadata.plugin_data.content)
+    return bins["lowest"], bins["bins"], value.tensor.string_val[0]
+
+
 def text_value(tag: str, markdown: str) -> Value:
     """A text that TensorBoard's own text tab shows."""
-    return _string_value(tag, markdown, "text")
+    return _string_value(tag, markdown.encode(), "text")
 
 
 def scalar_value(tag: str, number: float) -> Value:
     """A scalar that TensorBoard's own scalars tab shows."""
     return Value(tag=tag, simple_value=number)
+
+
+def image_value(tag: str, png: bytes) -> Value:
+    """A picture that TensorBoard's own images tab shows."""
+    # Both stand at the beginning of every PNG (ISO/IEC 15948, 11.2.2).
+    width, height = struct.unpack_from(">II", png, offset=16)
+    image = summary_pb2.Summary.Image(
+        width=width, height=height, colorspace=_RGB, encoded_image_string=png
+    )
+    return Value(tag=tag, image=image)
+
+
+def histogram_value(
+    tag: str, edges: NDArray[np.floating[Any]], counts: NDArray[np.integer[Any]]
+) -> Value:
+    """A histogram that TensorBoard's own histograms tab shows.
+
+    Of the bins (one edge more than counts) those from the first to the last that hold anything
+    are written; `counts` are not all zero.
+    """
+    held = np.flatnonzero(counts)
+    first, last = int(held[0]), int(held[-1])
+    counts, edges = counts[first : last + 1], edges[first : last + 2]
+    centers = (edges[:-1] + edges[1:]) / 2
+    histogram = histogram_pb2.HistogramProto(
+        # TensorBoard takes these for the outermost edges, and the limits for right edges.
+        min=edges[0],
+        max=edges[-1],
+        num=counts.sum(),
+        sum=counts @ centers,
+        sum_squares=counts @ centers**2,
+        bucket_limit=edges[1:],
+        bucket=counts,
+    )
+    return Value(tag=tag, histo=histogram)
+
+
+def layout_value(
+    title: str, curves: Mapping[str, str], bands: Mapping[str, tuple[str, str, str]]
+) -> Value:
+    """Charts for TensorBoard's custom scalars tab, by title.
+
+    A curve is a tag; a band is the tags of its lower edge, its line and its upper edge.
+    """
+    charts = [
+        layout_pb2.Chart(
+            title=name, multiline=layout_pb2.MultilineChartContent(tag=[f"^{re.escape(tag)}$"])
+        )
+        for name, tag in curves.items()
+    ]
+    for name, (lower, line, upper) in bands.items():
+        series = layout_pb2.MarginChartContent.Series(lower=lower, value=line, upper=upper)
+        margin = layout_pb2.MarginChartContent(series=[series])
+        charts.append(layout_pb2.Chart(title=name, margin=margin))
+    layout = layout_pb2.Layout(category=[layout_pb2.Category(title=title, chart=charts)])
+    return _string_value("custom_scalars__config__", layout.SerializeToString(), "custom_scalars")

@@ -15,7 +15,7 @@ from tensorboard.compat.proto import event_pb2, summary_pb2
 from gradscope.errors import LogError
 from gradscope.log import framing, schema
 from gradscope.quantities import CATALOGUE, TableName
-from gradscope.record import Entity
+from gradscope.record import CountArray, Entity
 
 
 def run_files(log_dir: Path) -> list[Path]:
@@ -92,12 +92,18 @@ class RunWriter:
         tables: Mapping[TableName, NDArray[np.float32]],
         scalars: Mapping[str, float],
         pulse: tuple[Sequence[str], NDArray[np.float64]] | None,
+        histograms: tuple[int, CountArray] | None = None,
     ) -> None:
-        """One event: the tables of a step (quantities × entities), TensorBoard scalars, pulse."""
+        """One event: the tables of a step (quantities × entities), TensorBoard scalars, pulse.
+
+        histograms: the exponent of the first bin, and the counts (parameters × bins).
+        """
         values = [schema.array_value(schema.TABLES[name], array) for name, array in tables.items()]
         values += [schema.scalar_value(tag, number) for tag, number in scalars.items()]
         if pulse is not None:
             values.append(schema.pulse_value(*pulse))
+        if histograms is not None:
+            values.append(schema.counts_value(*histograms))
         self._event(step, values)
 
     def problem(self, step: int, part: str, message: str) -> None:
@@ -108,9 +114,9 @@ class RunWriter:
         """What was seen and what was not; the last one written holds."""
         self._json(schema.COVERAGE, coverage)
 
-    def text(self, step: int, tag: str, markdown: str) -> None:
-        """A text for TensorBoard."""
-        self._event(step, [schema.text_value(tag, markdown)])
+    def show(self, step: int, values: Sequence[schema.Value]) -> None:
+        """Something for TensorBoard alone; reading the run back passes over it."""
+        self._event(step, values)
 
     def close(self) -> None:
         """Close the file."""

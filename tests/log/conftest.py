@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from gradscope.log.writer import RunWriter, run_files
 from gradscope.quantities import CATALOGUE, TableName
-from gradscope.record import Entity
+from gradscope.record import CountArray, Entity
 
 LoadedTable = NDArray[np.float32]
 
@@ -26,6 +26,14 @@ def values(seed: int, table: TableName, entities: int) -> LoadedTable:
     return numbers.reshape(quantities, entities)
 
 
+LOWEST = -2
+
+
+def counts(seed: int, entities: int) -> CountArray:
+    """Counts that tell steps, bins and entities apart."""
+    return np.arange(4 * entities, dtype=np.uint32).reshape(entities, 4) + np.uint32(100 * seed)
+
+
 @pytest.fixture
 def small_run(tmp_path: Path) -> Path:
     """Four steps; a further entity of each table comes with the third."""
@@ -38,8 +46,11 @@ def small_run(tmp_path: Path) -> Path:
             for table in CATALOGUE:
                 writer.entities(table, [entity(f"{table}.{count}", count)])
         tables = {table: values(step, table, count) for table in CATALOGUE}
+        histograms = (LOWEST, counts(step, count))
         pulse = np.array([[float(step), step / 10]])
-        writer.step(step, tables, {"training/loss": step / 10}, (["step", "loss"], pulse))
+        writer.step(
+            step, tables, {"training/loss": step / 10}, (["step", "loss"], pulse), histograms
+        )
     writer.problem(3, "part", "something")
     writer.close()
     return folder

@@ -23,21 +23,30 @@ Cells = dict[tuple[str, int], bytes]
 
 
 def cells(run: Run) -> Cells:
-    """What was measured of each entity at each step: all its quantities, as bytes."""
-    return {
+    """What was measured of each entity at each step, as bytes."""
+    measured = {
         (name, int(step)): table.values[:, row, column].tobytes()
         for table in (run.parameters, run.modules, run.signals)
         for row, step in enumerate(table.steps)
         for column, name in enumerate(table.names)
         if not np.isnan(table.values[:, row, column]).all()
     }
+    counted = {
+        (f"histogram of {name}", int(step)): run.histograms[name][row].tobytes()
+        for row, step in enumerate(run.histograms.steps)
+        for name in run.histograms.names
+        if run.histograms[name][row].any()
+    }
+    return measured | counted
 
 
 def test_fixture_is_what_this_file_says(event_file: Path, record_ends: Ends) -> None:
     ends = record_ends(event_file.read_bytes())
     assert len(ends) == _HEADER_RECORDS + 2 * (3 + 2) + 1 + 0
     assert ends[-1] == event_file.stat().st_size
-    assert list(load(event_file.parent).recorded_steps) == [0, 1, 2, 3]
+    run = load(event_file.parent)
+    assert list(run.recorded_steps) == [0, 1, 2, 3]
+    assert len([name for name, _ in cells(run) if name.startswith("histogram")]) == 2 * (1 + 2)
 
 
 def test_torn_tail_at_every_byte(event_file: Path, record_ends: Ends) -> None:

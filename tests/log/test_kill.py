@@ -139,3 +139,6 @@ def test_all_but_the_last_two_seconds_are_there(name: str, killed: dict[str, Dea
     rows = [row for row, step in enumerate(run.parameters.steps) if int(step) in recorded]
     assert not np.isnan(run.parameters["grad_norm"][rows]).any()
     assert not np.isnan(run.parameters["update_norm"][rows]).any()
+    assert recorded <= {int(step) for step in run.histograms.steps}
+    # Sixteen rows of a loss that nothing saturates: most entries of a gradient are not zero.
+    assert all(run.histograms.at(index).any() for index in range(len(run.histograms.steps)))

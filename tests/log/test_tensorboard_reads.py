@@ -83,6 +83,7 @@ def test_data_provider_shows_them_to_plugins(small_run: Path) -> None:
         "gradscope/signals",
         "gradscope/pulse",
         "gradscope/problem",
+        "gradscope/histograms",
     } <= set(listed)
     tensors = provider.read_tensors(
         context, experiment_id="", plugin_name="gradscope", downsample=100
