@@ -74,14 +74,15 @@ def test_tensorboard_runs(demo: tuple[Path, str]) -> None:
     events = EventAccumulator(str(folder / "sigmoid"), size_guidance={"scalars": 0, "tensors": 0})
     events.Reload()
     scalars = events.Tags()["scalars"]
-    assert 10 <= len(scalars) <= 14
+    assert 10 <= len(scalars) <= 22
     run = gradscope.load(folder / "sigmoid")
     points = events.Scalars("gradient/global_norm")
     assert [point.step for point in points] == run.recorded_steps.tolist()
     norms = run.scalars["grad_norm"][run.recorded_steps]
     assert [point.value for point in points] == pytest.approx(norms, rel=1e-5)
-    (text,) = events.Tensors("gradscope/findings")
-    assert b"GS101 vanishing-gradient at linear1" in text.tensor_proto.string_val[0]
+    # On a slow machine it is refreshed while training goes on.
+    *_, text = events.Tensors("gradscope/findings")
+    assert b"GS101 vanishing-gradient at `linear1`" in text.tensor_proto.string_val[0]
 
 
 def test_report_of_a_recorded_run(

@@ -1,7 +1,7 @@
 """Which parameters, module uses and signals there are: their names, groups, depth, table rows."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import get_args
 
 from torch import Tensor, nn
@@ -155,6 +155,16 @@ class Roster:
     def module_name(self, row: int) -> str:
         """The name of the module use in this row."""
         return list(self._rows["modules"])[row]
+
+    def parameter_names(self) -> list[str]:
+        """Those of all watched parameters, in the order of registration."""
+        names = (name for name, _, _ in _owned_parameters(self.model))
+        return [name for name in names if self._config.selects(name)]
+
+    def parameter_rows(self, names: Iterable[str]) -> dict[str, int]:
+        """Name → row, of those among the names that have been resolved."""
+        rows = self._rows["parameters"]
+        return {name: rows[name] for name in names if name in rows}
 
     def signal(self, name: str, tensor: Tensor) -> int:
         """The row of a signal; registers it if it is new."""

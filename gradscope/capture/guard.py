@@ -2,6 +2,7 @@
 
 import contextlib
 import sys
+import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,8 +20,12 @@ P = ParamSpec("P")
 STEPS = "step tracking"
 OUTPUTS = "module outputs"
 SCALARS = "scalars"
+HISTOGRAMS = "histograms"
 LOG = "log"
 FINDINGS = "findings as text"
+WORST_LAYERS = "worst layers as text"
+PICTURES = "pictures for TensorBoard"
+DISPLAY = "the report in TensorBoard"
 
 _NOT_THE_USERS = tuple(str(Path(module.__file__ or "").parent) for module in (gradscope, torch))
 
@@ -62,15 +67,35 @@ class Guard:
         self._disabled: set[str] = set()
         self._said: set[Problem] = set()
         self.problems: list[Problem] = []
+        self._began: float | None = None
+        self._inside = False
+        self._spent = 0.0
 
     def run(self, part: str, action: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
         """Run the action unless its part is disabled; an exception disables the part."""
         if part in self._disabled:
             return
+        # What runs within another is in its time.
+        outermost, self._inside = not self._inside, True
+        start = time.perf_counter()
+        if self._began is None:
+            self._began = start
         try:
             action(*args, **kwargs)
         except Exception as error:  # noqa: BLE001  (training must not stop because of us)
             self.disable(part, in_words(error))
+        finally:
+            if outermost:
+                self._inside = False
+                self._spent += time.perf_counter() - start
+
+    def seconds(self) -> tuple[float, float]:
+        """How long the training loop waited for gradscope, and since when: in seconds.
+
+        Of a device that runs on its own, what the host waited.
+        """
+        whole = 0.0 if self._began is None else time.perf_counter() - self._began
+        return self._spent, whole
 
     def is_disabled(self, part: str) -> bool:
         """Whether the part was switched off."""

@@ -23,6 +23,7 @@ from gradscope.capture.outputs import first_tensor, output_loss
 from gradscope.capture.parameters import CoordinateSamples, ParameterReader
 from gradscope.capture.pulses import Pulses
 from gradscope.capture.recorder import PATIENCE, Packet, Pulse, Recorder, Rows
+from gradscope.capture.selection import Selection
 from gradscope.log.writer import RunWriter
 
 # Pulses of unrecorded steps wait for the next record, but not more of them than this.
@@ -57,11 +58,14 @@ class Observer:
         self._config = config
         self._guard = guard
         self._roster = Roster(model, config)
+        self.selection = Selection(self._roster, guard)
         self._taps = ModuleTaps(self._roster, config, guard) if outputs else None
         guard.on_disable[STEPS] = self._release
         self._samples = CoordinateSamples()
-        # Set by the owner, as is the recorder: hooks the parts, when they are to be hooked.
+        # Set by the owner, as is the recorder: hooks the parts, when they are to be hooked; told
+        # how many steps are recorded, when one more is.
         self.watch_parts: Callable[[], None] = lambda: None
+        self.on_record: Callable[[int], None] = lambda _: None
         self._watching_parts = False
         self.recorder: Recorder | None = None
         self._open: _Step | None = None
@@ -160,13 +164,16 @@ class Observer:
             self.close_step()
 
     def coverage(self) -> dict[str, Any]:
-        """What was seen and what was not."""
+        """What was seen and what was not, and what it cost."""
+        spent, whole = self._guard.seconds()
         return {
             **self._coverage,
             **self.counts,
             "optimizers": self.optimizers.settings,
             "loss_seen": self._pulses.loss_seen,
             "unfinished_step": self._open is not None,
+            "seconds_in_hooks": spent,
+            "seconds_watched": whole,
         }
 
     def _release(self) -> None:
@@ -226,6 +233,8 @@ class Observer:
                 "no loss was seen in the first 3 steps; add scope.log(loss=loss) to the loop, or "
                 "give watch(criterion=...) the loss module: without it harm can't be judged",
             )
+        if step.rows is not None:
+            self.on_record(self.counts["recorded_steps"])
 
     def _finish_record(self, step: _Step) -> None:
         if self._taps is not None:
@@ -266,7 +275,8 @@ class Observer:
     def _packet(self, rows: Rows | None, pulses: list[Pulse]) -> Packet:
         # The recorder's thread reads them; the last may still be added to.
         fixed = (*pulses[:-1], pulses[-1].copy())
-        return Packet(pulses[-1].step, rows, fixed, self._roster.sizes())
+        shown = self.selection.shown(self._pulses.user_tags)
+        return Packet(pulses[-1].step, rows, fixed, self._roster.sizes(), shown)
 
     def _write_new_entities(self) -> None:
         for table, new in self._roster.take_new().items():
@@ -318,7 +328,7 @@ class Observer:
             return
         if step.reader is None:
             self._roster.resolve_parameters()
-            step.reader = ParameterReader(self._roster, step.rows, self._samples)
+            step.reader = ParameterReader(self._roster, step.rows, self._samples, self._guard)
             step.reader.weights()
         step.reader.read(parameters, [*self.optimizers.held(), *parameters])
         if self._taps is not None:

@@ -6,14 +6,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradscope.analysis.words import listed
 from gradscope.capture.guard import SCALARS, Guard
 from gradscope.capture.recorder import Pulse
+from gradscope.log.scalars import MAX_USER_TAGS, is_users_own
 
 # Names that mean something of gradscope's own in the log.
 _RESERVED = frozenset({"step", "nonfinite", "loss_nonfinite", "grad_norm", "grad_norm_before_clip"})
 
 # Where a loss was seen; a later one of these outranks an earlier.
 _LOSS_SOURCES = ("output", "criterion", "log")
+
+# Of many names, so many are said.
+_NAMED = 10
 
 
 class Pulses:
@@ -27,6 +32,9 @@ class Pulses:
         self._early: Pulse | None = None
         self.pending: list[Pulse] = []
         self.loss_seen = False
+        # The user's names that have a tag in TensorBoard, and whether there were too many.
+        self.user_tags: set[str] = set()
+        self._too_many = False
 
     def begin(self, step: int) -> None:
         """A step opens."""
@@ -63,7 +71,7 @@ class Pulses:
         """What the user tells."""
         if loss is not None and (value := self._number("loss", loss)) is not None:
             self.loss(value, "log")
-        pulse = self.current()
+        pulse, left_out = self.current(), []
         for name, given in {"grad_norm_before_clip": grad_norm, **scalars}.items():
             if name in _RESERVED and name in scalars:
                 message = f"log({name}=...) is a name of gradscope's own; log it under another"
@@ -72,6 +80,20 @@ class Pulses:
                 # The user knows better than the optimizer's first group.
                 put = pulse.replace if name == "learning_rate" else pulse.add
                 put(name, value)
+                if is_users_own(name) and not self._has_tag(name):
+                    left_out.append(name)
+        if left_out and not self._too_many:
+            self._too_many = True
+            self._guard.say(
+                SCALARS,
+                f"TensorBoard shows the first {MAX_USER_TAGS} names given to log(), not "
+                f"{listed(left_out, _NAMED)}, nor any further one; the run holds them all",
+            )
+
+    def _has_tag(self, name: str) -> bool:
+        if len(self.user_tags) < MAX_USER_TAGS:
+            self.user_tags.add(name)
+        return name in self.user_tags
 
     def rate(self, rate: object) -> None:
         """The learning rate of the first optimizer that steps."""

@@ -8,7 +8,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from weakref import WeakMethod
 
@@ -19,9 +19,12 @@ from torch import Tensor
 
 from gradscope.capture import derive
 from gradscope.capture.guard import in_words
-from gradscope.log.scalars import pulse_scalars, table_scalars
+from gradscope.capture.statistics import LOWEST_OCTAVE
+from gradscope.log import schema
+from gradscope.log.scalars import layer_scalars, pulse_scalars, table_scalars
 from gradscope.log.writer import RunWriter
 from gradscope.quantities import TableName
+from gradscope.record import CountArray
 
 F64 = NDArray[np.float64]
 
@@ -78,6 +81,15 @@ class Rows:
 
 
 @dataclass(frozen=True, slots=True)
+class Shown:
+    """What TensorBoard gets beside the fixed scalars: the user's; single parameters by row."""
+
+    user_tags: frozenset[str]
+    layers: Mapping[str, int]
+    histograms: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
 class Packet:
     """What goes to the thread: the rows of a step (None: not recorded) and some pulses."""
 
@@ -85,6 +97,7 @@ class Packet:
     rows: Rows | None
     pulses: tuple[Pulse, ...]
     sizes: dict[TableName, int]
+    shown: Shown
 
 
 class _Transfer:
@@ -175,7 +188,6 @@ class Recorder:
         self._queue: queue.Queue[Callable[[], None] | None] = queue.Queue(_QUEUE)
         self._offer: _Offer | None = None
         self._offering = threading.Lock()
-        self._user_tags: set[str] = set()
         self._failed = False
         self._abandoned = False
         self._process = os.getpid()
@@ -184,7 +196,7 @@ class Recorder:
 
     def submit(self, packet: Packet) -> None:
         """Write a packet."""
-        if self._can_write():
+        if self.can_write():
             with self._offering:
                 self._offer = None
             transfer = _Transfer(packet)
@@ -192,7 +204,7 @@ class Recorder:
 
     def offer(self, packet: Packet) -> None:
         """A step that may still change: it is written if none is submitted soon."""
-        if self._can_write():
+        if self.can_write():
             ready = _mark_stream()
             with self._offering:
                 # What changes often must not put the writing off.
@@ -201,7 +213,7 @@ class Recorder:
 
     def call(self, write: Callable[[RunWriter], None]) -> None:
         """Write something else, in its turn."""
-        if self._can_write():
+        if self.can_write():
             self._put(lambda: write(self._writer))
 
     def flush(self) -> None:
@@ -221,7 +233,8 @@ class Recorder:
         """Close soon. For finalizers, which may run on any thread at any moment: no waiting."""
         self._abandoned = True
 
-    def _can_write(self) -> bool:
+    def can_write(self) -> bool:
+        """Whether anything that is handed over still gets written."""
         return not self._failed and self._process == os.getpid()
 
     def _put(self, item: Callable[[], None]) -> None:
@@ -281,11 +294,27 @@ class Recorder:
         packet = transfer.packet
         steps = [pulse.step for pulse in packet.pulses]
         tables: dict[TableName, NDArray[np.float32]] = {}
-        scalars = pulse_scalars(pulses, self._user_tags)
+        counts: CountArray | None = None
+        scalars = pulse_scalars(pulses, packet.shown.user_tags)
         if packet.rows is not None:
             tables = derive.tables(rows, packet.rows.flags, packet.sizes)
+            counts = derive.histograms(rows, packet.sizes["parameters"])
             scalars |= table_scalars(tables)
-        self._writer.step(packet.step, tables, scalars, _pulse_rows(steps, pulses))
+            scalars |= layer_scalars(tables["parameters"], packet.shown.layers)
+        histograms = None if counts is None else (LOWEST_OCTAVE, counts)
+        self._writer.step(packet.step, tables, scalars, _pulse_rows(steps, pulses), histograms)
+        if counts is not None and packet.shown.histograms:
+            self._writer.show(packet.step, _histograms_shown(counts, packet.shown.histograms))
+
+
+def _histograms_shown(counts: CountArray, rows: Mapping[str, int]) -> list[schema.Value]:
+    """Single parameters by name, over log10 of the magnitude: TensorBoard's axis is linear."""
+    octaves = np.arange(LOWEST_OCTAVE, LOWEST_OCTAVE + counts.shape[1] + 1)
+    return [
+        schema.histogram_value(f"log10_gradient/{name}", octaves * np.log10(2), counts[row])
+        for name, row in rows.items()
+        if counts[row].any()
+    ]
 
 
 def _pulse_rows(

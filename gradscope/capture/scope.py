@@ -27,8 +27,8 @@ from gradscope.capture.arguments import (
 )
 from gradscope.capture.cadence import describe
 from gradscope.capture.config import CaptureConfig, patterns
+from gradscope.capture.display import Display
 from gradscope.capture.guard import (
-    FINDINGS,
     LOG,
     OUTPUTS,
     SCALARS,
@@ -41,8 +41,9 @@ from gradscope.capture.hooks import Hooks, owners
 from gradscope.capture.observer import Observer
 from gradscope.capture.parameters import sampling
 from gradscope.capture.recorder import Recorder
-from gradscope.errors import LogError, UsageError
+from gradscope.errors import ConfigTypeError, LogError, UsageError
 from gradscope.log.reader import empty_run, load
+from gradscope.log.scalars import margin_layout
 from gradscope.log.writer import RunWriter, make_run_dir
 from gradscope.record import Run
 
@@ -118,6 +119,7 @@ class Scope:
     ) -> None:
         self._config = config
         self._closed = False
+        self._has_charts = False
         self._guard = Guard(self._write_problem)
         self._named_optimizers = optimizers is not None
         compiled = _is_compiled(model)
@@ -131,6 +133,9 @@ class Scope:
             RunWriter(self.log_dir, self._meta), weakref.WeakMethod(self._log_failed)
         )
         self._observer.recorder = self._recorder
+        self._display = Display(self.report, self._recorder, self._guard)
+        if not self._temporary:
+            self._observer.on_record = self._display.recorded
         self._hooks = Hooks(self)
         self._attach(model, optimizers, criterion)
         if compiled:
@@ -183,6 +188,43 @@ class Scope:
         self.log(grad_norm=norm)
         return norm
 
+    def tensorboard(
+        self,
+        *,
+        layers: str | Sequence[str] | None = None,
+        histograms: str | Sequence[str] | None = None,
+        margin_charts: bool = False,
+    ) -> None:
+        """Ask for more in TensorBoard than the tags that every model gets.
+
+        Holds for the steps recorded from now on. Calls add up.
+
+        layers: fnmatch patterns of parameters that get curves of their own, gradient norm and
+            ‖Δw‖/‖w‖: `layer/<name>/grad_norm`, `layer/<name>/update_ratio`. 50 at most.
+        histograms: fnmatch patterns of parameters of which the histograms tab shows how large
+            the entries of the gradient are, as log10 of their magnitude:
+            `log10_gradient/<name>`. 8 at most.
+        margin_charts: a page in the custom scalars tab: the loss, and the median layer's gradient
+            norm and update ratio in the band from the 5th to the 95th percentile.
+
+        Beyond a limit the first in the model's order are taken, and a warning names the others.
+        Raises ConfigError for a pattern that matches no watched parameter, ConfigTypeError for
+        an argument of the wrong type, UsageError after `close()`.
+        """
+        if self._closed:
+            message = "tensorboard() after close(): nothing more is recorded"
+            raise UsageError(message)
+        if not isinstance(margin_charts, bool):
+            message = f"margin_charts={margin_charts!r} must be True or False"
+            raise ConfigTypeError(message)
+        self._observer.selection.add(layers, histograms)
+        if self._temporary:
+            message = "tensorboard() has no effect without watch(log_dir=...): nobody finds the run"
+            self._guard.say("TensorBoard", message)
+        if margin_charts and not self._has_charts:
+            self._has_charts = True
+            self._recorder.call(lambda writer: writer.show(0, [margin_layout()]))
+
     def run(self) -> Run:
         """The run so far, read back from its log; also after `close()`."""
         if not self._closed:
@@ -213,10 +255,10 @@ class Scope:
             return
         self._hooks.remove()
         self._observer.stop()
-        if self._temporary:
-            self._settle()
-        else:
-            self._guard.run(FINDINGS, self._write_findings)
+        self._observer.on_record = lambda _: None
+        self._settle()
+        if not self._temporary:
+            self._display.refresh()
         self._closed = True
         self._recorder.close()
         self._finalizer.detach()
@@ -277,14 +319,6 @@ class Scope:
         for part in self._observer.model.children():
             if not _is_compiled(part):
                 self._hooks.before_forward(part, self._observer.before_part)
-
-    def _write_findings(self) -> None:
-        from gradscope.reporters.tensorboard import findings_markdown  # noqa: PLC0415
-
-        report = self.report()
-        step = int(report.run.steps[-1]) if len(report.run.steps) else 0
-        text = findings_markdown(report)
-        self._recorder.call(lambda writer: writer.text(step, "gradscope/findings", text))
 
     def _write_problem(self, problem: Problem) -> None:
         step = self._observer.counts["closed_steps"]

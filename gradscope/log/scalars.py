@@ -1,41 +1,72 @@
-"""The dozen ordinary scalars beside the tables; how many there are does not depend on the model."""
+"""The scalars beside the tables; how many there are does not depend on the model.
+
+What is asked for of single layers comes on top, and has a limit of its own.
+"""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gradscope.log import schema
 from gradscope.quantities import CATALOGUE, TableName
 
 # The user's own scalars beyond this many are kept in the run, but get no tag of their own.
-_MAX_USER_TAGS = 40
+MAX_USER_TAGS = 40
+
+LOSS = "training/loss"
+GRADIENT_SPREAD = "gradient_norm_by_layer"
+UPDATE_SPREAD = "update_ratio_by_layer"
+LOW, MIDDLE, HIGH = "5th_percentile", "median", "95th_percentile"
 
 _PULSE_TAGS = {
-    "loss": "training/loss",
+    "loss": LOSS,
     "learning_rate": "training/learning_rate",
+    "loss_scale": "training/loss_scale",
     "grad_norm_before_clip": "gradient/norm_before_clip",
 }
 # Not a curve.
 _HIDDEN = {"loss_nonfinite"}
 
 Row = NDArray[np.float32]
+Reduce: TypeAlias = Callable[[Row], float]
 
 
-def pulse_scalars(pulses: Sequence[Mapping[str, float]], user_tags: set[str]) -> dict[str, float]:
+def is_users_own(name: str) -> bool:
+    """Whether a name in the pulse is one that the user made up."""
+    return name not in _PULSE_TAGS and name not in _HIDDEN
+
+
+def pulse_scalars(
+    pulses: Sequence[Mapping[str, float]], user_tags: Collection[str]
+) -> dict[str, float]:
     """Tag → the latest value among some pulses, also of what is not logged at every step.
 
-    `user_tags` holds the user's names that have a tag in this run; the first 40 are added.
+    `user_tags` are those of the user's names that have a tag in this run.
     """
     latest: dict[str, float] = {}
     for known in pulses:
         latest.update(known)
     own = {tag: latest[name] for name, tag in _PULSE_TAGS.items() if name in latest}
-    users = [name for name in latest if name not in _PULSE_TAGS and name not in _HIDDEN]
-    for name in users:
-        if len(user_tags) < _MAX_USER_TAGS:
-            user_tags.add(name)
-    return own | {f"user/{name}": latest[name] for name in users if name in user_tags}
+    return own | {f"user/{name}": latest[name] for name in latest if name in user_tags}
+
+
+def margin_layout() -> schema.Value:
+    """The charts of a median with its band, and of the loss, for the custom scalars tab."""
+    bands = {
+        "Gradient norm: median layer, 5th to 95th percentile": GRADIENT_SPREAD,
+        "Update ratio: median layer, 5th to 95th percentile": UPDATE_SPREAD,
+    }
+    return schema.layout_value(
+        "gradscope",
+        {"Loss": LOSS},
+        {
+            title: (f"{group}/{LOW}", f"{group}/{MIDDLE}", f"{group}/{HIGH}")
+            for title, group in bands.items()
+        },
+    )
 
 
 def _norm(row: Row) -> float:
@@ -58,19 +89,46 @@ def _total(row: Row) -> float:
     return float(row.sum())
 
 
-_TABLE_TAGS: tuple[tuple[str, TableName, str, Callable[[Row], float]], ...] = (
-    ("gradient/global_norm", "parameters", "grad_norm", _norm),
-    ("gradient/largest_layer_norm", "parameters", "grad_norm", _largest),
-    ("gradient/median_layer_norm", "parameters", "grad_norm", _median),
-    ("gradient/smallest_layer_norm", "parameters", "grad_norm", _smallest),
-    ("gradient/nonfinite_entries", "parameters", "grad_nonfinite", _total),
-    ("update/median_ratio", "parameters", "update_ratio", _median),
-    ("update/largest_ratio", "parameters", "update_ratio", _largest),
-    ("weight/global_norm", "parameters", "weight_norm", _norm),
-    ("output/largest_rms", "modules", "output_rms", _largest),
-    ("output/largest_dead_unit_fraction", "modules", "dead_unit_fraction", _largest),
-    ("output/largest_saturated_fraction", "modules", "output_saturated_fraction", _largest),
+def _mean(row: Row) -> float:
+    return float(row.mean(dtype=np.float64))
+
+
+def _quantile(share: float) -> Reduce:
+    def reduce(row: Row) -> float:
+        # The value of a layer there is: infinity has no neighbours to interpolate with.
+        return float(np.quantile(row, share, method="inverted_cdf"))
+
+    return reduce
+
+
+_SPREAD: tuple[tuple[str, Reduce], ...] = (
+    ("smallest", _smallest),
+    (LOW, _quantile(0.05)),
+    (MIDDLE, _median),
+    (HIGH, _quantile(0.95)),
+    ("largest", _largest),
 )
+
+
+def _spread(group: str, quantity: str) -> tuple[tuple[str, TableName, str, Reduce], ...]:
+    """How a quantity differs between the parameters."""
+    return tuple((f"{group}/{name}", "parameters", quantity, reduce) for name, reduce in _SPREAD)
+
+
+_TABLE_TAGS: tuple[tuple[str, TableName, str, Reduce], ...] = (
+    ("gradient/global_norm", "parameters", "grad_norm", _norm),
+    ("gradient/nonfinite_entries", "parameters", "grad_nonfinite", _total),
+    *_spread(GRADIENT_SPREAD, "grad_norm"),
+    *_spread(UPDATE_SPREAD, "update_ratio"),
+    ("weight/global_norm", "parameters", "weight_norm", _norm),
+    ("activation/largest_rms", "modules", "output_rms", _largest),
+    ("activation/dead_share_mean", "modules", "dead_unit_fraction", _mean),
+    ("activation/dead_share_largest", "modules", "dead_unit_fraction", _largest),
+    ("activation/saturated_share_mean", "modules", "output_saturated_fraction", _mean),
+    ("activation/saturated_share_largest", "modules", "output_saturated_fraction", _largest),
+)
+# What there is of a single parameter.
+_LAYER_QUANTITIES = ("grad_norm", "update_ratio")
 
 
 def table_scalars(tables: Mapping[TableName, Row]) -> dict[str, float]:
@@ -85,4 +143,19 @@ def table_scalars(tables: Mapping[TableName, Row]) -> dict[str, float]:
     if scalars.get("gradient/nonfinite_entries", 0) > 0:
         # The norm of what is left beside NaN is not the gradient's; TensorBoard marks NaN.
         scalars["gradient/global_norm"] = math.nan
+    return scalars
+
+
+def layer_scalars(table: NDArray[np.float32], columns: Mapping[str, int]) -> dict[str, float]:
+    """Tag → number, of single parameters (name → column) in their table of one step."""
+    names = [quantity.name for quantity in CATALOGUE["parameters"]]
+    broken = table[names.index("grad_nonfinite")] > 0
+    scalars: dict[str, float] = {}
+    for quantity in _LAYER_QUANTITIES:
+        row = table[names.index(quantity)]
+        for name, column in columns.items():
+            if quantity == "grad_norm" and broken[column]:
+                scalars[f"layer/{name}/{quantity}"] = math.nan
+            elif not np.isnan(row[column]):
+                scalars[f"layer/{name}/{quantity}"] = float(row[column])
     return scalars

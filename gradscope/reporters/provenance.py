@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from gradscope.analysis.words import count, listed, number
+from gradscope.analysis.words import count, listed, number, share
 from gradscope.record import Run
 
 _NAMED = 5
@@ -14,8 +14,9 @@ def particulars(run: Run) -> dict[str, str]:
     facts = {
         "Model": _model(run.meta),
         "Steps": _steps(run),
+        "Overhead": _overhead(run.meta),
         "Optimizer": _optimizers(run.meta),
-        "Updates": str(run.meta.get("sampling") or ""),
+        "Sampling": str(run.meta.get("sampling") or ""),
         "Device": str(run.meta.get("device", "")),
         "Versions": ", ".join(map(" ".join, _mapping(run.meta, "versions").items())),
         "Started": str(run.meta.get("created", "")),
@@ -52,6 +53,14 @@ def _optimizers(meta: Mapping[str, Any]) -> str:
         + (f", learning rate {number(float(optimizer['lr']))}" if "lr" in optimizer else "")
         for optimizer in _mapping(meta, "coverage").get("optimizers", ())
     )
+
+
+def _overhead(meta: Mapping[str, Any]) -> str:
+    coverage = _mapping(meta, "coverage")
+    spent, whole = coverage.get("seconds_in_hooks", 0.0), coverage.get("seconds_watched", 0.0)
+    if not 0 < spent < whole:
+        return ""
+    return f"{share(spent / (whole - spent))} of the training time, {number(spent)} s in hooks"
 
 
 def _gaps(meta: Mapping[str, Any]) -> Iterator[str]:

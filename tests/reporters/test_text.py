@@ -148,3 +148,15 @@ def test_printing_in_colour_adds_nothing_but_colour(
     coloured = capsys.readouterr().out
     assert "\x1b[" in coloured
     assert re.sub(r"\x1b\[[0-9;]*m", "", coloured) == TextReporter().render(sick_report())
+
+
+def test_what_watching_cost() -> None:
+    coverage = {"seconds_in_hooks": 2.0, "seconds_watched": 10.0}
+    run = run_of(np.ones((3, 2)), meta={"coverage": coverage})
+    # Two seconds on top of eight.
+    assert "Overhead: 25% of the training time, 2 s in hooks" in re.sub(
+        " +", " ", TextReporter().render(report_of(run))
+    )
+    for unknown in ({}, {"seconds_in_hooks": 0.0, "seconds_watched": 0.0}):
+        run = run_of(np.ones((3, 2)), meta={"coverage": unknown})
+        assert "Overhead" not in TextReporter().render(report_of(run))

@@ -1,0 +1,84 @@
+"""What TensorBoard shows of the report, while training goes on and at its end."""
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from gradscope.capture.guard import DISPLAY, FINDINGS, PICTURES, WORST_LAYERS, Guard
+from gradscope.capture.recorder import Recorder
+from gradscope.log import schema
+
+if TYPE_CHECKING:
+    from gradscope.analysis.report import Report
+
+# Shorter trainings get theirs at the end.
+_FIRST_AFTER = 10.0
+# Of the time since the start; one refresh, of about a second, may come on top.
+_SHARE = 0.01
+
+
+class Display:
+    """Findings, worst layers and pictures in TensorBoard, refreshed at ever rarer steps.
+
+    On the thread that trains: matplotlib's settings are the whole process's, and the user may be
+    plotting there.
+    """
+
+    def __init__(self, read: Callable[[], "Report"], recorder: Recorder, guard: Guard) -> None:
+        self._read = read
+        self._recorder = recorder
+        self._guard = guard
+        self._started = time.monotonic()
+        self._spent = 0.0
+        self._next = 1
+
+    def recorded(self, steps: int) -> None:
+        """So many steps are recorded by now: refresh if it is time."""
+        elapsed = time.monotonic() - self._started
+        affordable = elapsed >= _FIRST_AFTER and self._spent <= _SHARE * elapsed
+        if steps >= self._next and affordable:
+            self._next = 2 * steps
+            self.refresh()
+
+    def refresh(self) -> None:
+        """Show the report as it is now."""
+        if not self._recorder.can_write():
+            return
+        begun = time.monotonic()
+        self._guard.run(DISPLAY, self._refresh)
+        self._spent += time.monotonic() - begun
+
+    def _refresh(self) -> None:
+        report = self._read()
+        steps = report.run.steps
+        step = int(steps[-1]) if len(steps) else 0
+        parts = ((FINDINGS, _findings), (WORST_LAYERS, _worst_layers), (PICTURES, _pictures))
+        for part, make in parts:
+            self._guard.run(part, self._show, step, make, report)
+
+    def _show(
+        self, step: int, make: Callable[["Report"], list[schema.Value]], report: "Report"
+    ) -> None:
+        values = make(report)
+        if values:
+            self._recorder.call(lambda writer: writer.show(step, values))
+
+
+def _findings(report: "Report") -> list[schema.Value]:
+    from gradscope.reporters.tensorboard import findings_markdown  # noqa: PLC0415
+
+    return [schema.text_value(schema.FINDINGS, findings_markdown(report))]
+
+
+def _worst_layers(report: "Report") -> list[schema.Value]:
+    from gradscope.reporters.tensorboard import worst_layers_markdown  # noqa: PLC0415
+
+    return [schema.text_value(schema.WORST_LAYERS, worst_layers_markdown(report.run))]
+
+
+def _pictures(report: "Report") -> list[schema.Value]:
+    from gradscope.reporters.tensorboard import pictures  # noqa: PLC0415
+
+    return [
+        schema.image_value(f"{schema.PLUGIN}/{name}", png) for name, png in pictures(report).items()
+    ]
