@@ -38,11 +38,13 @@ def tables(
     sizes: Mapping[TableName, int],
 ) -> dict[TableName, NDArray[np.float32]]:
     """The tables of one step, each of shape (quantities, entities); NaN: not measured."""
-    return {
-        "parameters": _table("parameters", sizes, _parameters(rows, flags)),
-        "modules": _table("modules", sizes, _modules(rows)),
-        "signals": _table("signals", sizes, _signals(rows)),
-    }
+    # Of float64 gradients beyond 1e154 the squares overflow: an infinite norm, and no spread.
+    with np.errstate(over="ignore", invalid="ignore"):
+        return {
+            "parameters": _table("parameters", sizes, _parameters(rows, flags)),
+            "modules": _table("modules", sizes, _modules(rows)),
+            "signals": _table("signals", sizes, _signals(rows)),
+        }
 
 
 def histograms(rows: RowsByKind, parameters: int) -> CountArray | None:
@@ -67,9 +69,8 @@ def _table(
         if quantity.name in columns:
             entities, values = columns[quantity.name]
             row[entities] = values
-    with np.errstate(over="ignore"):
-        # What float32 can't hold becomes infinite: larger than every limit.
-        return table.astype(np.float32)
+    # What float32 can't hold becomes infinite: larger than every limit.
+    return table.astype(np.float32)
 
 
 def _parameters(rows: RowsByKind, flags: Mapping[str, Mapping[int, float]]) -> _Columns:

@@ -105,3 +105,22 @@ def test_half_precision_gradients_do_not_overflow(dtype: torch.dtype, tmp_path: 
     assert table["grad_norm"][0, 0] == pytest.approx(300 * 64, rel=1e-6)
     assert table["grad_mean"][0, 0] == pytest.approx(300, rel=1e-6)
     assert table["grad_nonfinite"][0, 0] == 0
+
+
+def test_float64_gradients_whose_squares_overflow_are_infinite_and_cost_nothing_else(
+    tmp_path: Path,
+) -> None:
+    model = nn.Linear(3, 1, bias=False, dtype=torch.float64)
+    optimizer = torch.optim.SGD(model.parameters(), 1e-300)
+    with watch(model, optimizer, log_dir=tmp_path / "run", every=1) as scope:
+        for factor in (1e200, 1.0):
+            (model(torch.ones(2, 3, dtype=torch.float64)).sum() * factor).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    run = scope.run()
+    assert run.meta["problems"] == []
+    norms = run.parameters["grad_norm"][:, 0]
+    assert norms[0] == np.inf
+    # Two samples of ones: a gradient of 2 for each of three weights.
+    assert norms[1] == pytest.approx(2 * np.sqrt(3))
+    assert run.parameters["grad_nonfinite"][:, 0].tolist() == [0, 0]
