@@ -73,9 +73,9 @@ def _report(runs: Sequence[Path], outputs: Sequence[Path]) -> None:
 
     reports = [analyze(load(run)) for run in runs]
     if not outputs:
-        for run, report in zip(runs, reports, strict=True):
+        for number, (run, report) in enumerate(zip(runs, reports, strict=True)):
             if len(reports) > 1:
-                print(f"{run}\n")  # noqa: T201
+                print("\n" * bool(number) + f"{run}\n")  # noqa: T201
             report.print()
     for path in outputs:
         reporters.write_reports(reports, path)

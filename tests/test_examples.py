@@ -14,6 +14,10 @@ _EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 def run_example(name: str, log_dir: Path) -> tuple[str, gradscope.Run]:
+    return output_of(name, log_dir), gradscope.load(log_dir)
+
+
+def output_of(name: str, log_dir: Path) -> str:
     done = subprocess.run(
         [sys.executable, "-W", "error", str(_EXAMPLES / name), str(log_dir)],
         capture_output=True,
@@ -22,12 +26,13 @@ def run_example(name: str, log_dir: Path) -> tuple[str, gradscope.Run]:
         env={**os.environ, "COLUMNS": "100"},
     )
     assert done.returncode == 0, done.stderr
-    return done.stdout, gradscope.load(log_dir)
+    return done.stdout
 
 
 def test_every_example_is_tested() -> None:
     assert {path.name for path in _EXAMPLES.glob("*.py")} == {
         "criterion.py",
+        "looking.py",
         "no_optimizer.py",
         "plain_loop.py",
     }
@@ -63,4 +68,19 @@ def test_no_optimizer(tmp_path: Path) -> None:
     assert run.parameters["update_gradient_cosine"] == pytest.approx(-1)
     assert run.parameters["update_norm"] == pytest.approx(
         1e-3 * run.parameters["grad_norm"], rel=1e-3
+    )
+
+
+def test_looking(tmp_path: Path) -> None:
+    printed = output_of("looking.py", tmp_path)
+    assert "gradscope report" in printed
+    calm, wild = (gradscope.load(tmp_path / name) for name in ("0.1", "10"))
+    assert calm.scalars["loss"][-10:].max() < wild.scalars["loss"][-10:].min()
+    assert (tmp_path / "updates.pdf").read_bytes().startswith(b"%PDF")
+    written = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "GS401 update-too-large" in written
+    # The table that it prints: the wide one, of the last recorded steps.
+    last = printed.partition("\n118 ")[2].partition("\n")[0].split()
+    assert [float(cell) for cell in last] == pytest.approx(
+        wild.parameters["update_ratio"][-1].tolist(), rel=1e-4
     )

@@ -19,4 +19,4 @@ def describe(every: int | None) -> str:
     """The cadence in words."""
     if every is None:
         return f"the first {_DENSE_STEPS} steps, then every {_DEFAULT_INTERVAL}th"
-    return "every step" if every == 1 else f"every {every}th step"
+    return "every step" if every == 1 else f"one step in {every}"
