@@ -1,5 +1,8 @@
 """Three real trainings on scikit-learn's digits, watched and diagnosed: `gradscope demo`."""
 
+import os
+import shutil
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,8 +143,21 @@ def run_demo(folder: Path) -> list[Report]:
     for training in _TRAININGS:
         page = (folder / f"{training.name}.html").resolve()
         console.print(f"  {page.as_uri()}", soft_wrap=True, highlight=False)
-    console.print(f"  tensorboard --logdir {folder}", soft_wrap=True, highlight=False)
+    runs = " ".join(str(folder / training.name) for training in _TRAININGS)
+    for line in (
+        f"{_command('tensorboard')} --logdir {folder}",
+        f"{_command('gradscope')} report {runs} -o {folder / 'side-by-side.html'}",
+    ):
+        console.print(f"  {line}", soft_wrap=True, highlight=False)
     return reports
+
+
+def _command(name: str) -> str:
+    """What to type for a program: where it is, if the environment it came with is not active."""
+    if shutil.which(name):
+        return name
+    beside = Path(sys.executable).with_name(name)
+    return os.path.relpath(beside) if beside.exists() else name
 
 
 def _one(console: Console, folder: Path, number: int) -> Report:

@@ -57,6 +57,17 @@ def test_what_it_prints(demo: tuple[Path, str]) -> None:
         assert (folder / f"{name}.html").as_uri() in printed
 
 
+def test_what_it_says_to_type_works(demo: tuple[Path, str]) -> None:
+    folder, printed = demo
+    *_, tensorboard, side_by_side = printed.strip().splitlines()
+    program = tensorboard.partition("--logdir")[0].strip()
+    assert subprocess.run([program, "--version"], check=False).returncode == 0
+    # Whether or not the environment is active.
+    done = subprocess.run(side_by_side.split(), check=False, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert (folder / "side-by-side.html").stat().st_size > 100_000
+
+
 def test_pages(demo: tuple[Path, str]) -> None:
     folder, _ = demo
     for name, words in (
