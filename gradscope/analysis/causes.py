@@ -8,11 +8,26 @@ from gradscope.analysis.finding import Finding, Severity
 # cause → what it can explain, directly or through another of these.
 EXPLAINS: dict[str, tuple[str, ...]] = {
     # A scale of the weights that each layer multiplies the signal with.
-    "GS104": ("GS101", "GS102", "GS003", "GS501", "GS503"),
-    # A gradient that has grown beyond the range of the dtype.
-    "GS102": ("GS501", "GS503"),
-    # A gradient that has shrunk below it.
-    "GS101": ("GS003",),
+    "GS104": (
+        "GS101",
+        "GS102",
+        "GS003",
+        "GS301",
+        "GS302",
+        "GS401",
+        "GS402",
+        "GS501",
+        "GS503",
+    ),
+    # A step as large as the weights leaves them where nothing was tuned to be.
+    "GS401": ("GS301", "GS302", "GS101", "GS102", "GS003", "GS501", "GS503"),
+    # A gradient that has grown beyond what a step, or the range of the dtype, can take.
+    "GS102": ("GS401", "GS301", "GS302", "GS501", "GS503"),
+    # No slope, no gradient for what comes before.
+    "GS301": ("GS003",),
+    "GS302": ("GS101", "GS003", "GS402"),
+    # A gradient that has shrunk below what the dtype, or a step, can show.
+    "GS101": ("GS003", "GS402"),
     # A loss without a value has no gradient; the first of the two to break is the cause.
     "GS501": ("GS003", "GS503"),
     # A NaN in the gradient is in the weights a step later, then in the loss.
@@ -53,6 +68,9 @@ def _can_explain(cause: Finding, consequence: Finding) -> bool:
     if _is_brought_along(consequence):
         return False
     first, later = _begin(cause), _begin(consequence)
+    if cause.code == "GS401":
+        # What a step does is seen in the next one.
+        return first < later
     if first == later and cause.code == "GS503":
         # Of a loss and a gradient that break in the same step, the loss was first.
         return _is_brought_along(cause)

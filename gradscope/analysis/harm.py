@@ -95,6 +95,20 @@ def progress(run: Run) -> Progress:
     return Progress(trend, curve.start, curve.end, before=trend)
 
 
+def stuck_before(run: Run, step: int) -> bool:
+    """Whether the loss had been stuck already when something began at this step.
+
+    Then it is not what made it stick: on labels that say nothing, units die, too.
+    """
+    earlier = run.steps < step
+    loss = run.scalars["loss"][earlier].astype(np.float64)
+    known = loss[np.isfinite(loss)]
+    if known.size < _FEWEST:
+        return False
+    warming_up = _is_warming_up(run.scalars["learning_rate"][earlier])
+    return _Curve(known).trend(warming_up=warming_up) is LossVerdict.STUCK
+
+
 class _Curve:
     """The finite losses: where they start and end, and how sure that is."""
 
@@ -119,7 +133,11 @@ class _Curve:
             if at_once and self.values.size >= 5 * _FEWEST and not warming_up:
                 return LossVerdict.STUCK
             return LossVerdict.LEARNING
-        hidden = fall >= _NO_IMPROVEMENT * scale or 2 * self._error > _TOO_NOISY * scale
+        # The noise hides a fall only as far as it reaches: a loss far above its start has not
+        # fallen, however noisy.
+        possible = fall + 2 * self._error >= _NO_IMPROVEMENT * scale
+        noisy = possible and 2 * self._error > _TOO_NOISY * scale
+        hidden = fall >= _NO_IMPROVEMENT * scale or noisy
         return LossVerdict.UNKNOWN if warming_up or hidden else LossVerdict.STUCK
 
     @property

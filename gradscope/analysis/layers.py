@@ -3,14 +3,27 @@
 import numpy as np
 
 from gradscope.analysis.robust import Bools
+from gradscope.analysis.rule import UnjudgedError
 from gradscope.record import Run
 
-_ROOT = "(root)"
+ROOT = "(root)"
 
 
 def module_of(parameter: str) -> str:
     """The qualified name of the module that holds the parameter."""
-    return parameter.rpartition(".")[0] or _ROOT
+    return parameter.rpartition(".")[0] or ROOT
+
+
+def activations(run: Run, types: frozenset[str]) -> list[int]:
+    """The columns of the activations of these types.
+
+    Raises UnjudgedError where no activation is a module: functional ones are not seen.
+    """
+    table = run.modules
+    if not any(entity.group == "activation" for entity in table.entities):
+        message = "no activation is a module of the model, and functional ones are not seen"
+        raise UnjudgedError(message)
+    return [column for column, entity in enumerate(table.entities) if entity.type in types]
 
 
 def trainable_share(run: Run, which: Bools) -> float:

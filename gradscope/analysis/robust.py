@@ -26,6 +26,12 @@ def median(values: Numbers, axis: int) -> F64:
     return result
 
 
+def since(holds: Bools) -> int:
+    """The index from which on it holds without a break; the length where it does not at last."""
+    broken = np.flatnonzero(~holds)
+    return int(broken[-1]) + 1 if broken.size else 0
+
+
 def noise(values: F64) -> float:
     """The standard deviation of the noise in a curve, whatever its trend.
 

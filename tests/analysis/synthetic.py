@@ -73,6 +73,8 @@ class Chain:
                 ("weight_norm", np.full(self.layers, self.scale * WIDTH**0.5)),
                 ("weight_rms", np.full(self.layers, self.scale / WIDTH**0.5)),
                 ("update_ratio", moved),
+                ("update_norm", moved * self.scale * WIDTH**0.5),
+                ("update_gradient_cosine", np.full(self.layers, -1.0)),
                 ("requires_grad", np.ones(self.layers)),
                 ("in_optimizer", np.ones(self.layers)),
                 ("output_grad_norm", gradient),
@@ -132,6 +134,15 @@ class Builder:
     def set(self, table: str, quantity: str, name: str, value: object) -> "Builder":
         """Set a quantity of one entity, at all steps or at each."""
         self.arrays[table][quantity][:, self.at(table, name)] = value
+        return self
+
+    def shuffled(self, seed: int) -> "Builder":
+        """Itself, with the columns of its tables in another order."""
+        for table, entities in self.entities.items():
+            order = np.random.default_rng(seed).permutation(len(entities))
+            self.entities[table] = [entities[index] for index in order]
+            for quantity, values in self.arrays[table].items():
+                self.arrays[table][quantity] = values[:, order]
         return self
 
     def build(self) -> Run:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from gradscope.analysis.analyzer import analyze
 from gradscope.analysis.finding import Finding, Severity
 from gradscope.record import Run
-from tests.analysis.synthetic import Builder, Chain
+from tests.analysis.synthetic import Chain
 
 STUCK = (2.31, 2.305)
 
@@ -160,17 +160,7 @@ def test_the_verdict_does_not_depend_on_the_scale_of_the_loss(
 def test_the_verdict_does_not_depend_on_the_order_of_the_columns(seed: int) -> None:
     builder = Chain(factor=0.15, activation="Sigmoid", loss=STUCK).builder()
     whole = findings(builder.build())
-    shuffled = _shuffled(builder, seed)
-    assert findings(shuffled.build()) == whole
-
-
-def _shuffled(builder: Builder, seed: int) -> Builder:
-    for table in ("parameters", "modules"):
-        order = np.random.default_rng(seed).permutation(len(builder.entities[table]))
-        builder.entities[table] = [builder.entities[table][i] for i in order]
-        for quantity, values in builder.arrays[table].items():
-            builder.arrays[table][quantity] = values[:, order]
-    return builder
+    assert findings(builder.shuffled(seed).build()) == whole
 
 
 def test_limits_can_be_overridden() -> None:

@@ -6,20 +6,29 @@ import pytest
 import torch
 
 from gradscope import Report
-from tests.trainings import programs, tricky
+from tests.trainings import programs, steps, tricky
 
 FAULTY: dict[str, tuple[Callable[..., Report], str]] = {
     "circles_narrow_tanh": (programs.circles_narrow_tanh, "GS104"),
     "tiny_weights": (programs.tiny_weights, "GS104"),
-    "dead_from_the_start": (programs.dead_from_the_start, "GS003"),
+    "dead_from_the_start": (programs.dead_from_the_start, "GS301"),
     "softmax_over_one_unit": (programs.softmax_over_one_unit, "GS003"),
     "head_only_in_optimizer": (programs.head_only_in_optimizer, "GS004"),
     "detached_encoder": (programs.detached_encoder, "GS002"),
     "root_of_zero": (programs.root_of_zero, "GS503"),
-    "dead_behind_a_falling_loss": (tricky.dead_behind_a_falling_loss, "GS003"),
+    "dead_behind_a_falling_loss": (tricky.dead_behind_a_falling_loss, "GS301"),
     "logarithm_of_raw_scores": (tricky.logarithm_of_raw_scores, "GS501"),
     "head_replaced_in_training": (tricky.head_replaced_in_training, "GS004"),
     "nan_in_a_batch": (tricky.nan_in_a_batch, "GS503"),
+    "rate_of_three": (steps.rate_of_three, "GS401"),
+    "adam_rate_of_one": (steps.adam_rate_of_one, "GS401"),
+    "unscaled_targets": (steps.unscaled_targets, "GS401"),
+    "rate_raised_in_training": (steps.rate_raised_in_training, "GS401"),
+    "rate_of_a_hundred_thousandth": (steps.rate_of_a_hundred_thousandth, "GS402"),
+    "loss_in_tiny_units": (steps.loss_in_tiny_units, "GS402"),
+    "killed_in_training": (steps.killed_in_training, "GS301"),
+    "wide_weights_before_tanh": (steps.wide_weights_before_tanh, "GS302"),
+    "pixels_before_sigmoid": (steps.pixels_before_sigmoid, "GS302"),
 }
 HEALTHY: tuple[Callable[[], Report], ...] = (
     programs.deep_pre_norm,
@@ -38,6 +47,13 @@ HEALTHY: tuple[Callable[[], Report], ...] = (
     tricky.zero_head_in_warm_up,
     tricky.hinge_that_is_met,
     tricky.loss_with_a_constant,
+    steps.large_first_steps,
+    steps.rate_of_a_third_behind_norms,
+    steps.tanh_to_its_ends,
+    steps.labels_that_say_nothing,
+    steps.open_gates,
+    steps.fine_tuning,
+    steps.half_dead,
 )
 
 

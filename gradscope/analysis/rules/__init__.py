@@ -3,6 +3,7 @@
 from typing import Any
 
 from gradscope.analysis.rule import Rule
+from gradscope.analysis.rules.dead_relu import dead_relu
 from gradscope.analysis.rules.exploding_gradient import exploding_gradient
 from gradscope.analysis.rules.missing_gradient import missing_gradient
 from gradscope.analysis.rules.non_finite_gradient import non_finite_gradient
@@ -10,6 +11,9 @@ from gradscope.analysis.rules.non_finite_loss import non_finite_loss
 from gradscope.analysis.rules.not_in_optimizer import not_in_optimizer
 from gradscope.analysis.rules.nothing_recorded import nothing_recorded
 from gradscope.analysis.rules.poor_initialization import poor_initialization
+from gradscope.analysis.rules.saturated_activation import saturated_activation
+from gradscope.analysis.rules.update_too_large import update_too_large
+from gradscope.analysis.rules.update_too_small import update_too_small
 from gradscope.analysis.rules.vanishing_gradient import vanishing_gradient
 from gradscope.analysis.rules.zero_gradient import zero_gradient
 
@@ -21,6 +25,10 @@ BUILTIN: tuple[Rule[Any], ...] = (
     vanishing_gradient,
     exploding_gradient,
     poor_initialization,
+    dead_relu,
+    saturated_activation,
+    update_too_large,
+    update_too_small,
     non_finite_loss,
     non_finite_gradient,
 )
