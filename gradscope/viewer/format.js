@@ -8,12 +8,16 @@ export function number(value) {
     return Number.isNaN(value) ? "NaN" : value > 0 ? "infinite" : "-infinite";
   }
   const size = Math.abs(value);
-  if (Number.isInteger(value) && size < 1e6) return value.toLocaleString("en-US");
-  if (size >= 1e-3 && size < 1e4) {
-    return size >= 100 ? Math.round(value).toLocaleString("en-US") : String(Number(value.toPrecision(3)));
-  }
+  if (Number.isInteger(value) && size < 1e6) return grouped(value);
+  if (size >= 1e-3 && size < 1e4) return size >= 100 ? grouped(Math.round(value)) : String(Number(value.toPrecision(3)));
   const [mantissa, exponent] = value.toExponential(2).split("e");
   return `${Number(mantissa)}e${Number(exponent)}`;
+}
+
+/** A number with commas between its thousands; `toLocaleString` takes 20 ms at first. */
+export function grouped(value) {
+  const [whole, ...fraction] = String(value).split(".");
+  return [whole.replace(/\B(?=(\d{3})+$)/g, ","), ...fraction].join(".");
 }
 
 /** A share as a percentage. */
@@ -27,17 +31,33 @@ export function power(exponent) {
   return `10${[...String(exponent)].map((char) => SUPERSCRIPT[char]).join("")}`;
 }
 
+/** The name with all but its `inner` last parts abbreviated to initials and numbers. */
+function abbreviated(name, inner) {
+  const parts = name.split(".");
+  if (parts.length === 1) return name;
+  const outer = parts.length - inner;
+  return parts.map((part, index) => (index < outer ? part.replace(/(?<=\p{L})\p{L}+|_/gu, "") : part)).join(".");
+}
+
+/** The names within a length, abbreviated alike: what stands in one column must compare. */
+export function elidedAlike(names, length) {
+  for (let inner = Math.max(...names.map((name) => name.split(".").length)); inner > 0; inner--) {
+    const shown = names.map((name) => abbreviated(name, inner));
+    if (shown.every((name) => name.length <= length)) return shown;
+  }
+  return names.map((name) => elided(name, length));
+}
+
 /**
- * The name within a length: first its outer parts are abbreviated, then its middle goes, as the
- * numbers and the end are what tells layers apart.
+ * The name within a length: its parts are abbreviated from the outside in, then it is cut in the
+ * middle, as the numbers and the end are what tells layers apart.
  */
 export function elided(name, length) {
-  const parts = name.split(".");
-  for (let index = 0; index < parts.length - 1 && parts.join(".").length > length; index++) {
-    if (!/^\d+$/.test(parts[index])) parts[index] = parts[index].slice(0, 1);
-  }
-  const shown = parts.join(".");
-  if (shown.length <= length) return shown;
+  let inner = name.split(".").length;
+  while (inner > 0 && abbreviated(name, inner).length > length) inner--;
+  // By characters: half of an emoji is none.
+  const shown = [...abbreviated(name, inner)];
+  if (shown.length <= length) return shown.join("");
   const tail = Math.floor(((length - 1) * 2) / 3);
-  return `${shown.slice(0, length - 1 - tail)}…${shown.slice(shown.length - tail)}`;
+  return `${shown.slice(0, length - 1 - tail).join("")}…${shown.slice(shown.length - tail).join("")}`;
 }

@@ -3,9 +3,10 @@
 import { labelledRows, linearTicks } from "./axes.js";
 import { columnEnds, columnSpans, rowBands } from "./cells.js";
 import { COLORS, colorAt } from "./colormap.js";
-import { elided, number, percent } from "./format.js";
+import { elidedAlike, number, percent } from "./format.js";
 import { colorLegend } from "./legend.js";
-import { grown, pooled, quantiles, weigh } from "./pool.js";
+import { grown, pooled, weigh } from "./pool.js";
+import { rangeOf, widened } from "./range.js";
 import { nearest } from "./step.js";
 import { Surface, cross, element, hatch, ring, write } from "./surface.js";
 import { zoomable } from "./zoom.js";
@@ -20,10 +21,6 @@ const [LOWEST, HIGHEST] = [120, 620];
 const MARK_GAP = 20;
 // In decades: what stands out so far from its surroundings is drawn five pixels wide.
 const STANDS_OUT = 1;
-// A colour scale that reaches farther than these shares of the numbers, by a decade at least, ends
-// at them: one spike must not take the contrast from all else.
-const BULK = [0.002, 0.998];
-const SAMPLE = 20_000;
 
 /**
  * Draw a heatmap in `host`.
@@ -37,24 +34,6 @@ export function heatmap(host, grid, step) {
   return new Heatmap(host, grid, step);
 }
 
-/** The lowest and highest number shown (exponents of ten where `log`); null where there is none. */
-export function rangeOf(grid) {
-  if (!grid.log) return [0, 1];
-  let [low, high] = [Infinity, -Infinity];
-  for (const value of grid.values) {
-    if (value > 0 && value < Infinity) {
-      if (value < low) low = value;
-      if (value > high) high = value;
-    }
-  }
-  if (low > high) return null;
-  const stride = Math.ceil(grid.values.length / SAMPLE);
-  const sample = grid.values.filter((value, at) => at % stride === 0 && value > 0 && value < Infinity);
-  const [first, last] = quantiles(sample, BULK).map(Math.log10);
-  const [least, most] = [Math.log10(low), Math.log10(high)];
-  return [first - least > 1 ? first : least, most - last > 1 ? last : most];
-}
-
 class Heatmap {
   constructor(host, grid, step) {
     this.grid = grid;
@@ -63,13 +42,14 @@ class Heatmap {
     const { shown, weight } = weigh(grid.values, grid.rows.length, this.columns, grid.log);
     this.shown = shown;
     this.weight = weight;
-    this.range = widened(grid.range ?? rangeOf(grid) ?? [0, 0], grid.log);
+    const range = grid.range ?? rangeOf(grid);
+    this.range = widened(range ?? [0, 0], grid.log);
     this.starts = Float64Array.from(grid.steps);
     this.ends = columnEnds(grid.steps, grid.ends);
     this.whole = { left: this.starts[0], right: this.ends[this.columns - 1], top: 0, bottom: grid.rows.length };
     this.marked = [...new Set(grid.marks.map((mark) => mark.row))];
     this.cursor = null;
-    this.legend = colorLegend(grid, this.range, this.marked.length > 0);
+    this.legend = colorLegend(grid, range && this.range, this.marked.length > 0);
     host.append(this.legend);
     this.surface = new Surface(host, {
       label: `${grid.title}: ${grid.rows.length} rows by ${this.columns} columns. Arrow keys move a cursor that reads the numbers.`,
@@ -235,18 +215,20 @@ class Heatmap {
     const [low, high] = this.range;
     const zero = rgb(palette.zero);
     const broken = rgb(palette.nonfinite);
+    const { data } = image;
     for (let pixel = 0; pixel < this.cells.length; pixel++) {
       const cell = this.cells[pixel];
       if (cell < 0) continue;
       const shown = this.shown[cell];
-      let [source, from] = [COLORS, 0];
+      let source = COLORS;
+      let from = 0;
       if (this.grid.values[cell] === Infinity) source = broken;
       else if (Number.isNaN(shown)) source = zero;
       else from = colorAt((shown - low) / (high - low));
-      image.data[4 * pixel] = source[from];
-      image.data[4 * pixel + 1] = source[from + 1];
-      image.data[4 * pixel + 2] = source[from + 2];
-      image.data[4 * pixel + 3] = 255;
+      data[4 * pixel] = source[from];
+      data[4 * pixel + 1] = source[from + 1];
+      data[4 * pixel + 2] = source[from + 2];
+      data[4 * pixel + 3] = 255;
     }
     const canvas = new OffscreenCanvas(across, down);
     canvas.getContext("2d").putImageData(image, 0, 0);
@@ -285,9 +267,7 @@ class Heatmap {
   outline(context, view, palette) {
     const { plot } = this;
     context.save();
-    context.beginPath();
-    context.rect(plot.x, plot.y - 1, plot.width, plot.height + 2);
-    context.clip();
+    this.clip(context);
     for (const mark of this.grid.marks) {
       const top = this.down(mark.row, view);
       const bottom = this.down(mark.row + 1, view);
@@ -302,6 +282,14 @@ class Heatmap {
       }
     }
     context.restore();
+  }
+
+  /** Leave out what a closer look has no place for. */
+  clip(context) {
+    const { plot } = this;
+    context.beginPath();
+    context.rect(plot.x - 2, plot.y - 2, plot.width + 4, plot.height + 4);
+    context.clip();
   }
 
   endOf(step) {
@@ -320,23 +308,25 @@ class Heatmap {
     const [first, last] = [Math.floor(view.top), Math.ceil(view.bottom)];
     const room = Math.floor(this.plot.height / LABEL);
     const characters = Math.max(6, Math.floor((this.plot.x - 22) / 6.6));
-    for (const row of labelledRows(first, last, this.marked, room)) {
+    const rows = labelledRows(first, last, this.marked, room);
+    const names = elidedAlike(rows.map((row) => this.grid.rows[row]), characters);
+    for (const [index, row] of rows.entries()) {
       const y = this.down(row + 0.5, view);
       if (y < this.plot.y || y > this.plot.y + this.plot.height) continue;
       const found = this.marked.includes(row);
-      const text = `${found ? "▸ " : ""}${elided(this.grid.rows[row], characters)}`;
+      const text = `${found ? "▸ " : ""}${names[index]}`;
       write(context, text, this.plot.x - 7, y, { color: found ? palette.ink : palette.muted, align: "right", bold: found });
     }
   }
 
   nameSteps(context, view, palette) {
     const y = this.plot.y + this.plot.height;
-    for (const tick of linearTicks(view.left, view.right, this.plot.width / 90, true)) {
+    for (const tick of linearTicks(view.left, view.right, this.plot.width / 72, true)) {
       const x = this.across(tick, view);
       if (x > this.plot.x + this.plot.width - 4) continue;
       context.fillStyle = palette.muted;
       context.fillRect(x, y + 2, 1, 4);
-      write(context, number(tick), x, y + 15, { color: palette.muted, align: "center" });
+      write(context, String(tick), x, y + 15, { color: palette.muted, align: "center" });
     }
     write(context, "step", this.plot.x + this.plot.width, y + 31, { color: palette.muted, align: "right" });
   }
@@ -351,7 +341,7 @@ class Heatmap {
       context.lineTo(x + 5, TOP - 12);
       context.lineTo(x, TOP - 3);
       context.fill();
-      write(context, `step ${number(step)}`, Math.min(x + 9, this.plot.x + this.plot.width - 62), TOP - 9, { color: palette.muted, size: 11 });
+      write(context, `step ${step}`, Math.min(x + 9, this.plot.x + this.plot.width - 62), TOP - 9, { color: palette.muted, size: 11 });
     }
     if (this.cursor === null) return;
     const row = Math.floor(this.cursor / this.columns);
@@ -359,11 +349,14 @@ class Heatmap {
     const left = this.across(this.starts[column], view);
     const top = this.down(row, view);
     const size = [Math.max(3, this.across(this.ends[column], view) - left), Math.max(3, this.down(row + 1, view) - top)];
+    context.save();
+    this.clip(context);
     for (const [line, stroke] of [[4, palette.card], [2, palette.ink]]) {
       context.strokeStyle = stroke;
       context.lineWidth = line;
       context.strokeRect(left - 1, top - 1, size[0] + 2, size[1] + 2);
     }
+    context.restore();
   }
 
   remove() {
@@ -373,12 +366,6 @@ class Heatmap {
     this.legend.remove();
     this.readout.remove();
   }
-}
-
-/** Less than a decade is no difference to paint in full contrast. */
-function widened([low, high], log) {
-  if (!log || high - low >= 1) return [low, high];
-  return [(low + high - 1) / 2, (low + high + 1) / 2];
 }
 
 function rgb(hex) {

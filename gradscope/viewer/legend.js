@@ -7,17 +7,20 @@ import { element } from "./surface.js";
 
 const SLACK = 1e-3;
 
-/** The scale of colours from `low` to `high`, and the marks that occur in the grid. */
-export function colorLegend(grid, [low, high], marked) {
+/** The scale of colours from `low` to `high` (null: no number to show), and the marks in the grid. */
+export function colorLegend(grid, range, marked) {
   const legend = element("div", "gs-legend");
-  legend.append(element("span", "gs-symbol", grid.symbol), scale(grid, low, high));
+  legend.append(element("span", "gs-symbol", grid.symbol));
+  const [low, high] = range ?? [-Infinity, Infinity];
+  if (range) legend.append(scale(grid, low, high));
   const kinds = { zero: false, broken: false, gap: false };
   let beyond = false;
+  const [least, most] = [10 ** (low - SLACK), 10 ** (high + SLACK)];
   for (const value of grid.values) {
     if (value === 0 && grid.log) kinds.zero = true;
     else if (value === Infinity) kinds.broken = true;
     else if (Number.isNaN(value)) kinds.gap = true;
-    else if (grid.log && (Math.log10(value) < low - SLACK || Math.log10(value) > high + SLACK)) beyond = true;
+    else if (grid.log && (value < least || value > most)) beyond = true;
   }
   if (beyond) legend.append(element("span", "", "beyond it the colour of its end"));
   if (kinds.zero) legend.append(element("span", "gs-key gs-key-zero", "exactly zero"));

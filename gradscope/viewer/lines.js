@@ -1,7 +1,7 @@
 // Curves over the steps, with a logarithmic axis where the numbers span much.
 
 import { linearTicks, powerTicks } from "./axes.js";
-import { number, power } from "./format.js";
+import { grouped, number, power } from "./format.js";
 import { nearest } from "./step.js";
 import { Surface, cross, element, write } from "./surface.js";
 import { zoomable } from "./zoom.js";
@@ -23,8 +23,10 @@ const STYLES = [
 /**
  * Draw curves in `host`.
  *
- * `chart`: `title`, `series` (`{name, steps, values, broken}`: `broken` the steps at which it was
- * not finite), `band` (`{name, steps, low, high}` or null) and `marks` (`{first, last, text}`).
+ * `chart`: `title`, `ends` (the first and the last step), `series` (`{name, steps, values, broken}`:
+ * `broken` the steps at which some of it was not finite), `band` (`{name, steps, low, high}` or
+ * null), `marks` (`{first, last, text}`) and `peers` (charts, itself among them, that are drawn on
+ * one scale; nothing: it has its own).
  */
 export function lines(host, chart, step) {
   return new Lines(host, chart, step);
@@ -35,10 +37,10 @@ class Lines {
     this.chart = chart;
     this.step = step;
     this.hidden = new Set();
-    const all = [...chart.series.map((series) => series.steps), ...chart.series.map((series) => series.broken)].filter((steps) => steps.length);
-    const left = Math.min(...all.map((steps) => steps[0]));
-    const right = Math.max(...all.map((steps) => steps[steps.length - 1]));
+    this.peers = chart.peers ?? [chart];
+    const [left, right] = chart.ends;
     this.whole = { left, right: right > left ? right : left + 1, top: 0, bottom: 1 };
+    this.places = [...new Set(chart.series.flatMap(({ steps, broken }) => [...steps, ...broken]))].sort((a, b) => a - b);
     this.log = this.spansMuch();
     this.build(host);
     this.zoom = zoomable(this.surface, {
@@ -67,13 +69,20 @@ class Lines {
       });
       if (this.chart.band) this.legend.append(element("span", "gs-key gs-key-band", this.chart.band.name));
     }
+    this.zeroKey = element("span", "gs-key gs-sign", "▾ exactly zero");
+    if (this.chart.series.some(({ broken }) => broken.length)) this.legend.append(element("span", "gs-key gs-sign", "× NaN or infinite"));
+    if (this.chart.series.some(({ values }) => values.includes(0))) this.legend.append(this.zeroKey);
+    if (this.chart.marks.length) this.legend.append(element("span", "gs-key gs-sign", "⊓ a finding"));
+    this.zeroKey.hidden = !this.log;
     const scale = element("button", "gs-button gs-log", "log");
     scale.type = "button";
     scale.title = "logarithmic axis";
+    scale.setAttribute("aria-label", "logarithmic axis");
     scale.setAttribute("aria-pressed", String(this.log));
     scale.addEventListener("click", () => {
       this.log = !this.log;
       scale.setAttribute("aria-pressed", String(this.log));
+      this.zeroKey.hidden = !this.log;
       this.surface.request();
     });
     scale.hidden = !this.positive();
@@ -94,26 +103,29 @@ class Lines {
       const move = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
       if (move === undefined) return;
       event.preventDefault();
-      const { steps } = this.chart.series[0];
       const from = this.at ?? this.step?.value ?? this.zoom.view.left;
-      const index = Math.max(0, Math.min(steps.length - 1, nearest(steps, from) + move));
-      this.look(steps[index]);
-      this.surface.show({ x: this.x(steps[index]), y: TOP }, this.describe(steps[index]));
+      const step = this.places[Math.max(0, Math.min(this.places.length - 1, nearest(this.places, from) + move))];
+      this.look(step);
+      this.surface.show({ x: this.x(step), y: TOP }, this.describe(step));
     });
   }
 
-  everyValue() {
-    const shown = this.chart.series.filter((_, index) => !this.hidden.has(index)).map((series) => series.values);
-    return this.chart.band ? [...shown, this.chart.band.low, this.chart.band.high] : shown;
+  /** All that is drawn on the scale of some charts: `{steps, values}` each. */
+  everything(charts) {
+    return charts.flatMap(({ series, band }) => [
+      ...series.filter((_, index) => !this.hidden.has(index)),
+      ...(band ? [band.low, band.high].map((values) => ({ steps: band.steps, values })) : []),
+    ]);
   }
 
   positive() {
-    return this.everyValue().every((values) => values.every((value) => !(value < 0))) && this.everyValue().some((values) => values.some((value) => value > 0));
+    const all = this.everything(this.peers).map(({ values }) => values);
+    return all.every((values) => values.every((value) => !(value < 0))) && all.some((values) => values.some((value) => value > 0));
   }
 
   spansMuch() {
     let [low, high] = [Infinity, 0];
-    for (const values of this.everyValue()) {
+    for (const { values } of this.everything(this.peers)) {
       for (const value of values) {
         if (value < 0) return false;
         if (value > 0) [low, high] = [Math.min(low, value), Math.max(high, value)];
@@ -137,19 +149,20 @@ class Lines {
     }
     const { left, right } = this.zoom.view;
     const wanted = left + ((place.x - plot.x) / plot.width) * (right - left);
-    const { steps } = this.chart.series.find((series) => series.steps.length) ?? { steps: [] };
-    if (!steps.length) return;
-    const step = steps[nearest(steps, wanted)];
+    const step = this.places[nearest(this.places, wanted)];
     this.look(step);
     this.surface.show(place, this.describe(step));
   }
 
   describe(step) {
-    const told = [`step ${number(step)}`];
+    const told = [`step ${step}`];
     this.chart.series.forEach((series, index) => {
-      if (this.hidden.has(index) || !series.steps.length) return;
+      if (this.hidden.has(index)) return;
       const at = nearest(series.steps, step);
-      if (series.steps[at] === step) told.push(`${series.name}: ${number(series.values[at])}`);
+      const known = series.steps[at] === step;
+      const broken = series.broken.includes(step);
+      if (known) told.push(`${series.name}: ${number(series.values[at])}${broken ? ", others NaN or infinite" : ""}`);
+      else if (broken) told.push(`${series.name}: NaN or infinite`);
     });
     const { band } = this.chart;
     if (band?.steps.length) {
@@ -160,22 +173,25 @@ class Lines {
     return told;
   }
 
-  /** The lowest and highest number within the view, with some room. */
+  /** The lowest and highest number of all peers; in a closer look, of this chart within the view. */
   extent(view) {
+    const { left, right } = this.whole;
+    const closer = view.left > left || view.right < right;
     let [low, high] = [Infinity, -Infinity];
-    const take = (steps, values) => {
+    for (const { steps, values } of this.everything(closer ? [this.chart] : this.peers)) {
       values.forEach((value, at) => {
-        if (steps[at] < view.left || steps[at] > view.right || !Number.isFinite(value) || (this.log && value <= 0)) return;
-        const shown = this.log ? Math.log10(value) : value;
-        [low, high] = [Math.min(low, shown), Math.max(high, shown)];
+        const outside = closer && (steps[at] < view.left || steps[at] > view.right);
+        if (outside || !Number.isFinite(value) || (this.log && value <= 0)) return;
+        if (value < low) low = value;
+        if (value > high) high = value;
       });
-    };
-    this.chart.series.forEach((series, index) => this.hidden.has(index) || take(series.steps, series.values));
-    if (this.chart.band) [this.chart.band.low, this.chart.band.high].forEach((edge) => take(this.chart.band.steps, edge));
+    }
     if (low > high) return [0, 1];
+    if (this.log) [low, high] = [Math.log10(low), Math.log10(high)];
     const least = this.log ? 0.5 : Math.abs(high) * 1e-3 || 1;
     const room = Math.max(0.06 * (high - low), (least - (high - low)) / 2);
-    return [low - room, high + room];
+    // Of what is never negative no negative number is on the axis.
+    return [!this.log && low >= 0 ? Math.max(0, low - room) : low - room, high + room];
   }
 
   x(step) {
@@ -220,8 +236,8 @@ class Lines {
       context.fillRect(plot.x, y, plot.width, 1);
       write(context, text, plot.x - 8, y, { color: palette.muted, align: "right" });
     }
-    for (const tick of linearTicks(view.left, view.right, plot.width / 90, true)) {
-      write(context, number(tick), this.x(tick), plot.y + plot.height + 13, { color: palette.muted, align: "center" });
+    for (const tick of linearTicks(view.left, view.right, plot.width / 72, true)) {
+      write(context, String(tick), this.x(tick), plot.y + plot.height + 13, { color: palette.muted, align: "center" });
     }
     write(context, "step", plot.x + plot.width, plot.y + plot.height + 28, { color: palette.muted, align: "right" });
   }
@@ -322,5 +338,5 @@ class Lines {
 function tickText(value) {
   const size = Math.abs(value);
   if (size !== 0 && (size < 1e-3 || size >= 1e5)) return number(value);
-  return Number(value.toPrecision(6)).toLocaleString("en-US", { maximumFractionDigits: 6 });
+  return grouped(Number(value.toPrecision(6)));
 }

@@ -1,20 +1,21 @@
 // The gradient along the depth of the network, at one step and over all of them.
 
 import { labelledRows, powerTicks } from "./axes.js";
-import { elided, number, power } from "./format.js";
-import { quantiles } from "./pool.js";
+import { elided, elidedAlike, number, power } from "./format.js";
 import { nearest } from "./step.js";
 import { Surface, cross, element, write } from "./surface.js";
 
-const [LEFT, RIGHT, TOP, BOTTOM] = [58, 14, 12, 92];
-const HEIGHT = 330;
+const [LEFT, RIGHT, TOP] = [58, 14, 12];
+const [PLOT, FOOT] = [226, 26];
 const LABEL = 17;
-const BAND = [0.1, 0.5, 0.9];
+// Names stand aslant below the picture: radians, characters, pixels per character.
+const [SLANT, LONGEST, CHARACTER] = [0.85, 18, 6.2];
 
 /**
  * Draw the curve in `host`, with a slider for the step.
  *
- * `grid` is what `heatmap` takes, with the layers in the order of depth; `range` as there.
+ * `grid` is what `heatmap` takes, with the layers in the order of depth, and `bands`: of each layer
+ * the lower quantile, the median and the upper quantile over the steps, one after another.
  */
 export function profile(host, grid, step) {
   return new Profile(host, grid, step);
@@ -26,10 +27,10 @@ class Profile {
     this.step = step;
     this.columns = grid.steps.length;
     this.layers = grid.rows.length;
-    this.bands = Array.from({ length: this.layers }, (_, layer) => {
-      const row = grid.values.subarray(layer * this.columns, (layer + 1) * this.columns);
-      return quantiles(row.map((value) => (value > 0 && value < Infinity ? value : NaN)), BAND).map(Math.log10);
-    });
+    this.bands = Array.from({ length: this.layers }, (_, layer) => Array.from(grid.bands.subarray(3 * layer, 3 * layer + 3), Math.log10));
+    this.names = elidedAlike(grid.rows, LONGEST);
+    // Two more for the mark of a finding.
+    this.foot = Math.sin(SLANT) * CHARACTER * (Math.max(...this.names.map((name) => name.length)) + 2) + FOOT;
     this.marked = [...new Set(grid.marks.map((mark) => mark.row))];
     this.range = padded(grid.range);
     this.at = this.columns - 1;
@@ -48,10 +49,13 @@ class Profile {
     legend.append(element("span", "gs-key gs-key-band", "80 % of the steps"), element("span", "gs-key gs-key-line", "median step"));
     this.chosen = element("span", "gs-key gs-key-last");
     legend.append(this.chosen);
+    if (this.grid.values.includes(0)) legend.append(element("span", "gs-key gs-sign", "▾ exactly zero"));
+    if (this.grid.values.includes(Infinity)) legend.append(element("span", "gs-key gs-sign", "× NaN or infinite"));
+    if (this.marked.length) legend.append(element("span", "gs-key gs-sign", "▸ has a finding"));
     host.append(legend);
     this.surface = new Surface(host, {
       label: `${this.grid.title}: a line over ${this.layers} layers, from input to output.`,
-      height: HEIGHT,
+      height: TOP + PLOT + this.foot,
       draw: (...given) => this.draw(...given),
     });
     const { canvas } = this.surface;
@@ -78,10 +82,10 @@ class Profile {
   }
 
   say() {
-    const step = number(this.grid.steps[this.at]);
-    this.output.textContent = step;
-    this.slider.setAttribute("aria-valuetext", `step ${step}`);
-    this.chosen.textContent = `step ${step}`;
+    this.output.textContent = String(this.grid.steps[this.at]);
+    const said = spelled(this.grid.steps[this.at], this.grid.ends[this.at]);
+    this.slider.setAttribute("aria-valuetext", said);
+    this.chosen.textContent = said;
   }
 
   value(layer) {
@@ -106,15 +110,16 @@ class Profile {
     }
     const value = this.value(layer);
     const said = value === Infinity ? "NaN or infinite entries" : Number.isNaN(value) ? "not measured" : number(value);
-    const lines = [this.grid.rows[layer], `step ${number(this.grid.steps[this.at])}: ${said}`];
+    const [first, last] = [this.grid.steps[this.at], this.grid.ends[this.at]];
+    const lines = [this.grid.rows[layer], `${spelled(first, last)}${last > first ? ", farthest from the median" : ""}: ${said}`];
     const middle = 10 ** this.bands[layer][1];
-    if (Number.isFinite(middle)) lines.push(`median step: ${number(middle)}`);
+    if (!Number.isNaN(middle)) lines.push(`median step: ${number(middle)}`);
     lines.push(...new Set(this.grid.marks.filter((mark) => mark.row === layer).map((mark) => mark.text)));
     this.surface.show(place, lines);
   }
 
   draw(context, width, height, palette) {
-    this.plot = { x: LEFT, y: TOP, width: width - LEFT - RIGHT, height: height - TOP - BOTTOM };
+    this.plot = { x: LEFT, y: TOP, width: width - LEFT - RIGHT, height: PLOT };
     const { plot } = this;
     context.clearRect(0, 0, width, height);
     for (const exponent of powerTicks(...this.range, 6)) {
@@ -128,15 +133,17 @@ class Profile {
     this.curve(context, (layer) => this.bands[layer][1], { color: palette.line, width: 2.2, dots });
     this.curve(context, (layer) => Math.log10(this.value(layer)), { color: palette.last, width: 1.8, dash: [5, 3], dots, square: true });
     this.special(context, palette);
-    this.name(context, palette);
+    this.name(context, height, palette);
   }
 
   area(context, palette) {
     context.fillStyle = palette.band;
-    for (const run of stretches(this.layers, (layer) => Number.isFinite(this.bands[layer][0]))) {
+    // A quantile of zero lies below any axis.
+    const floor = this.range[0];
+    for (const run of stretches(this.layers, (layer) => Number.isFinite(this.bands[layer][2]))) {
       context.beginPath();
       for (const layer of run) context.lineTo(this.x(layer), this.y(this.bands[layer][2]));
-      for (const layer of [...run].reverse()) context.lineTo(this.x(layer), this.y(this.bands[layer][0]));
+      for (const layer of [...run].reverse()) context.lineTo(this.x(layer), this.y(Math.max(floor, this.bands[layer][0])));
       context.fill();
     }
   }
@@ -175,11 +182,10 @@ class Profile {
       context.lineTo(x + 4, y - 6);
       context.lineTo(x, y);
       context.fill();
-      if (layer === 0) write(context, "0", x + 7, y - 3, { color: palette.muted, size: 11 });
     }
   }
 
-  name(context, palette) {
+  name(context, height, palette) {
     const { plot } = this;
     const foot = plot.y + plot.height;
     context.fillStyle = palette.rule;
@@ -188,11 +194,13 @@ class Profile {
       const found = this.marked.includes(layer);
       context.save();
       context.translate(this.x(layer) + 3, foot + 8);
-      context.rotate(-0.85);
-      write(context, `${found ? "▸ " : ""}${elided(this.grid.rows[layer], 16)}`, 0, 0, { color: found ? palette.ink : palette.muted, align: "right", size: 11, bold: found });
+      context.rotate(-SLANT);
+      // The first ones must not run out of the picture on the left.
+      const room = Math.floor(this.x(layer) / (CHARACTER * Math.cos(SLANT))) - 2;
+      write(context, `${found ? "▸ " : ""}${elided(this.names[layer], room)}`, 0, 0, { color: found ? palette.ink : palette.muted, align: "right", size: 11, bold: found });
       context.restore();
     }
-    write(context, "input → output", plot.x + plot.width, foot + BOTTOM - 8, { color: palette.muted, align: "right" });
+    write(context, "input → output", plot.x + plot.width, height - 8, { color: palette.muted, align: "right" });
   }
 
   remove() {
@@ -200,6 +208,10 @@ class Profile {
     this.surface.remove();
     this.parts.forEach((part) => part.remove());
   }
+}
+
+function spelled(first, last) {
+  return last > first ? `steps ${first} to ${last}` : `step ${first}`;
 }
 
 /** Room above and below; a decade at least. */

@@ -2,7 +2,7 @@
 
 import { labelledRows, linearTicks } from "./axes.js";
 import { color } from "./colormap.js";
-import { elided, number, percent, power } from "./format.js";
+import { elided, elidedAlike, number, percent, power } from "./format.js";
 import { nearest } from "./step.js";
 import { Surface, element, write } from "./surface.js";
 
@@ -16,7 +16,7 @@ const LOG2 = Math.log10(2);
  *
  * `spread`: `layers` (names), `steps`, `lowest` (the exponent of two at which the first bin
  * begins), `bins` and `roots` (Uint8Array, layers × steps × bins: 255 times the root of the share
- * of entries in the octave).
+ * of entries in the octave); `range` (exponents of two, to share one scale between pictures).
  */
 export function ridgelines(host, spread, step) {
   return new Ridgelines(host, spread, step);
@@ -26,6 +26,7 @@ class Ridgelines {
   constructor(host, spread, step) {
     this.spread = spread;
     this.step = step;
+    this.range = spread.range ?? [spread.lowest, spread.lowest + spread.bins];
     this.at = lastKnown(spread);
     // -1: every layer at one step.
     this.layer = -1;
@@ -72,7 +73,7 @@ class Ridgelines {
   ridges() {
     const { layers, steps } = this.spread;
     if (this.layer < 0) return layers.map((name, layer) => ({ name, layer, at: this.at }));
-    return Array.from(steps, (step, at) => ({ name: `step ${number(step)}`, layer: this.layer, at }));
+    return Array.from(steps, (step, at) => ({ name: `step ${step}`, layer: this.layer, at }));
   }
 
   /** The shares of one ridge, by octave. */
@@ -83,8 +84,8 @@ class Ridgelines {
   }
 
   x(exponent) {
-    const { lowest, bins } = this.spread;
-    return this.plot.x + ((exponent - lowest) / bins) * this.plot.width;
+    const [low, high] = this.range;
+    return this.plot.x + ((exponent - low) / (high - low)) * this.plot.width;
   }
 
   baseline(index, count) {
@@ -107,11 +108,13 @@ class Ridgelines {
     }
     const { lowest, bins } = this.spread;
     const ridge = this.ridges()[index];
-    const bin = Math.max(0, Math.min(bins - 1, Math.floor(((place.x - this.plot.x) / this.plot.width) * bins)));
-    const exponent = lowest + bin;
+    const [low, high] = this.range;
+    const exponent = Math.floor(low + Math.min(0.9999, (place.x - this.plot.x) / this.plot.width) * (high - low));
+    const bin = exponent - lowest;
+    const share = bin >= 0 && bin < bins ? this.shares(ridge)[bin] : 0;
     this.surface.show(place, [
       ridge.name,
-      `${number(2 ** exponent)} to ${number(2 ** (exponent + 1))}: ${percent(this.shares(ridge)[bin])} of the entries`,
+      `${number(2 ** exponent)} to ${number(2 ** (exponent + 1))}: ${percent(share)} of the entries`,
     ]);
   }
 
@@ -123,18 +126,19 @@ class Ridgelines {
     const spacing = this.plot.height / (ridges.length + 1);
     this.lift = Math.min(46, TALL * spacing);
     context.clearRect(0, 0, width, height);
-    const head = this.layer < 0 ? `every layer at step ${number(this.spread.steps[this.at])}` : `${elided(this.spread.layers[this.layer], 48)}, step by step`;
+    const head = this.layer < 0 ? `every layer at step ${this.spread.steps[this.at]}` : `${elided(this.spread.layers[this.layer], 48)}, step by step`;
     write(context, head, this.plot.x, 12, { color: palette.ink, bold: true });
     this.axis(context, palette);
     const all = ridges.map((ridge) => this.shares(ridge));
     const highest = Math.max(1e-6, ...all.map((shares) => Math.max(...shares)));
     const labels = new Set(labelledRows(0, ridges.length, [], Math.floor(this.plot.height / 14)));
+    const names = elidedAlike(ridges.map((ridge) => ridge.name), Math.floor((gutter - 10) / 6.6));
     ridges.forEach((ridge, index) => {
       const y = this.baseline(index, ridges.length);
       this.ridge(context, all[index], y, highest, color(0.15 + (0.7 * index) / Math.max(1, ridges.length - 1)), palette);
       const chosen = this.layer >= 0 && ridge.at === this.at;
       if (labels.has(index)) {
-        write(context, elided(ridge.name, Math.floor((gutter - 10) / 6.6)), gutter - 8, y - 4, { color: chosen ? palette.ink : palette.muted, align: "right", bold: chosen });
+        write(context, names[index], gutter - 8, y - 4, { color: chosen ? palette.ink : palette.muted, align: "right", bold: chosen });
       }
       if (!all[index].some((share) => share > 0)) {
         write(context, "no finite entry other than zero", this.plot.x + 8, y - 5, { color: palette.muted, size: 11 });
@@ -143,9 +147,9 @@ class Ridgelines {
   }
 
   axis(context, palette) {
-    const { lowest, bins } = this.spread;
+    const [low, high] = this.range.map((exponent) => exponent * LOG2);
     const foot = this.plot.y + this.plot.height;
-    for (const exponent of linearTicks(lowest * LOG2, (lowest + bins) * LOG2, this.plot.width / 80, true)) {
+    for (const exponent of linearTicks(low, high, this.plot.width / 52, true)) {
       const x = this.x(exponent / LOG2);
       context.fillStyle = palette.rule;
       context.fillRect(x, this.plot.y, 1, this.plot.height);

@@ -20,7 +20,7 @@ export function sharedStep() {
   };
 }
 
-/** The index of the step nearest to the wanted one, in an ascending array. */
+/** The index of the step nearest to the wanted one, in an ascending array; of an empty one 0. */
 export function nearest(steps, wanted) {
   let [low, high] = [0, steps.length - 1];
   while (low < high) {

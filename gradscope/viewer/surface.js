@@ -20,16 +20,21 @@ export class Surface {
     this.frame = element("div", "gs-surface");
     this.canvas = element("canvas", "gs-canvas");
     this.canvas.tabIndex = 0;
-    this.canvas.setAttribute("role", "img");
+    // Not "img": the arrow keys are for the picture, not for the screen reader.
+    this.canvas.setAttribute("role", "application");
+    this.canvas.setAttribute("aria-roledescription", "picture");
     this.canvas.setAttribute("aria-label", label);
     this.tooltip = element("div", "gs-tooltip");
     this.tooltip.hidden = true;
+    this.tooltip.setAttribute("aria-live", "polite");
     this.frame.append(this.canvas, this.tooltip);
     host.append(this.frame);
     this.pending = 0;
-    this.paint();
-    this.resizing = new ResizeObserver(() => {
-      if (Math.abs(this.frame.clientWidth - this.width) >= 1) this.paint();
+    this.width = 0;
+    // It is called at once, too, but when all pictures of the page have their places: asking for the
+    // width of each as it is made would lay out the page again and again.
+    this.resizing = new ResizeObserver(([{ contentRect }]) => {
+      if (Math.abs(contentRect.width - this.width) >= 1) this.paint();
     });
     this.resizing.observe(this.frame);
     const dark = matchMedia("(prefers-color-scheme: dark)");
@@ -75,6 +80,8 @@ export class Surface {
   show({ x, y }, lines) {
     this.tooltip.replaceChildren(...lines.map((line, index) => element("div", index ? "" : "gs-head", line)));
     this.tooltip.hidden = false;
+    // Where it stood before must not limit its width.
+    this.tooltip.style.left = "0";
     const { offsetWidth, offsetHeight } = this.tooltip;
     const left = x + 14 + offsetWidth > this.width ? x - 14 - offsetWidth : x + 14;
     const top = y + 14 + offsetHeight > this.canvas.clientHeight ? y - 10 - offsetHeight : y + 14;

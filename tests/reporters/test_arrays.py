@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from gradscope.reporters.html.arrays import columns, compressed, packed
+from gradscope.reporters.html.arrays import columns, compressed, packed, quantiles
 
 
 def unpacked(text: str) -> NDArray[np.float64]:
@@ -103,3 +103,20 @@ def test_a_share_of_zero_is_no_event_where_the_scale_is_linear() -> None:
     values[3] = 0.9
     made = columns(values, np.zeros((8, 1), dtype=bool), STEPS[:8], 1, log=False)
     assert made.values.tolist() == [[pytest.approx(0.9)]]
+
+
+def test_quantiles_are_those_of_what_was_measured() -> None:
+    random = np.random.default_rng(3)
+    values = np.exp(random.normal(0, 3, (50, 17))).astype(np.float32)
+    values[random.random(values.shape) < 0.4] = np.nan
+    values[7] = np.nan
+    values[8] = [2.5, *[np.nan] * 16]
+    shares = (0.05, 0.5, 0.9)
+    found = quantiles(values, shares)
+    measured = np.delete(np.arange(50), 7)
+    for share, made in zip(shares, found, strict=True):
+        assert np.isnan(made[7])
+        truth = [
+            np.quantile(row[~np.isnan(row)].astype(np.float64), share) for row in values[measured]
+        ]
+        assert made[measured] == pytest.approx(truth)

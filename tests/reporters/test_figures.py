@@ -291,7 +291,9 @@ def test_names_get_shorter_but_keep_their_numbers() -> None:
     assert elided("short", 10) == "short"
     name = "transformer.encoder.layers.17.self_attention.output_projection.weight"
     assert elided(name, 60) == "t.encoder.layers.17.self_attention.output_projection.weight"
-    assert elided(name, 32) == "t.e.l.17.s.o.weight"
+    assert elided(name, 32) == "t.e.l.17.sa.op.weight"
+    assert elided("layer4.1.conv2.weight", 16) == "l4.1.c2.weight"
+    assert elided("layer4.1.conv2.weight", 9) == "l4.1.c2.w"
     assert elided("a" * 50 + "z" * 50, 13) == "aaaa…zzzzzzzz"
 
 

@@ -2,6 +2,8 @@ import base64
 import hashlib
 import json
 import re
+import zlib
+from dataclasses import replace
 from functools import cache
 from html.parser import HTMLParser
 from typing import Any
@@ -13,7 +15,7 @@ import pytest
 from gradscope.analysis.finding import Evidence, Severity
 from gradscope.analysis.report import Report, Skipped
 from gradscope.errors import ConfigError
-from gradscope.record import Run
+from gradscope.record import Entity, Run
 from gradscope.reporters.html import HtmlReporter, render_side_by_side
 from gradscope.reporters.html.sheets import MAX_ROWS
 from tests.reporters.samples import (
@@ -21,9 +23,11 @@ from tests.reporters.samples import (
     META,
     empty_run,
     finding,
+    parameter,
     report_of,
     run_of,
     sick_report,
+    table,
 )
 
 VOID = {"meta", "img", "path", "circle", "rect"}
@@ -282,6 +286,74 @@ def test_findings_are_marked_in_the_pictures() -> None:
         "info",
         "healthy",
     ]
+
+
+def test_what_the_model_itself_holds_is_marked_too() -> None:
+    base = full_run()
+    parameters = [parameter("cls_token"), *base.parameters.entities]
+    grid = np.ones((30, 5), np.float32)
+    root = Entity("(root)", "module", (16, 32), 512, 0, "container", "Model")
+    modules = [root, *base.modules.entities]
+    run = Run(
+        table("parameters", parameters, range(30), grad_norm=grid),
+        table("modules", modules, range(30), output_grad_norm=grid),
+        table("signals", [], range(30)),
+        np.arange(30),
+        {},
+        META,
+    )
+    data = embedded(report_of(run, finding(layer="(root)")))[0]
+    assert data["heatmaps"][0]["rows"][0] == "cls_token"
+    assert {mark["row"] for mark in data["heatmaps"][0]["marks"]} == {0}
+    health = {layer["name"]: layer["severity"] for layer in data["layers"]}
+    assert health.pop("(root)") == "error"
+    assert set(health.values()) == {"healthy"}
+
+
+def test_a_finding_at_one_use_of_a_module_is_the_modules() -> None:
+    run = run_of(np.ones((5, 3)), names=["first", "second", "second#1"])
+    data = embedded(report_of(run, finding(layer="second#1")))[0]
+    health = {layer["name"]: layer["severity"] for layer in data["layers"]}
+    assert health == {"first": "healthy", "second": "error"}
+
+
+def test_a_finding_at_a_parameter_of_an_unwatched_module_is_in_the_tree() -> None:
+    found = finding(layer="attention")
+    data = embedded(report_of(full_run(), found))[0]
+    assert data["layers"][-1] == {
+        "name": "attention",
+        "type": "",
+        "value": None,
+        "severity": "error",
+        "codes": ["GS101"],
+    }
+
+
+def test_a_librarys_own_layers_are_in_the_profile() -> None:
+    run = full_run()
+    others = [replace(entity, group="other", type="Conv1D") for entity in run.modules.entities]
+    holds_nothing = Entity("layers.9.activation", "module", (16, 32), 512, 9, "other", "Swish")
+    norms = np.ones((30, 5), np.float32)
+    modules = table("modules", [*others, holds_nothing], range(30), output_grad_norm=norms)
+    data = embedded(report_of(replace(run, modules=modules)))[0]
+    assert data["profile"]["rows"] == [f"layers.{index}" for index in range(4)]
+    assert data["profile"]["table"] == "modules"
+
+
+def test_what_a_broken_gradient_leaves_is_neither_a_zero_nor_in_the_median() -> None:
+    norms = np.full((10, 3), 0.5)
+    flags = np.zeros((10, 3))
+    norms[6, :2], flags[6, :2] = 0.0, 9.0
+    norms[8:], flags[8:] = 0.0, 9.0
+    data = embedded(report_of(run_of(norms, nonfinite=flags)))[0]
+    series = next(chart for chart in data["charts"] if chart["title"] == "Gradient norm")
+    assert series["ends"] == [0, 9]
+    median = series["series"][0]
+    assert median["steps"] == [0, 1, 2, 3, 4, 5, 6, 7]
+    assert median["broken"] == [6, 8, 9]
+    # Three planes of a byte: 0.5 has the exponent 126 and no fraction.
+    planes = zlib.decompress(base64.b64decode(median["values"]))
+    assert planes == bytes([126] * 8 + [0] * 16)
 
 
 def test_several_runs_stand_side_by_side() -> None:

@@ -58,8 +58,6 @@ def test_places_are_rows_by_depth_and_steps_in_time(open_page: Open) -> None:
         "top right": (run.parameters.names[0], 49),
         "bottom right": (run.parameters.names[-1], 49),
     }
-    page.canvas("heatmap").focus()
-    page.page.keyboard.press("ArrowRight")
 
 
 def yellow(page: Opened) -> int:
@@ -69,25 +67,28 @@ def yellow(page: Opened) -> int:
     return int(((red > 235) & (green > 215) & (blue < 80)).sum())
 
 
-@pytest.mark.parametrize("at", [0, 777, 1999])
-def test_a_one_step_spike_among_2000_is_seen_at_800_pixels(open_page: Open, at: int) -> None:
+def test_a_one_step_spike_among_2000_is_seen_at_800_pixels(open_page: Open) -> None:
     norms = np.exp(np.random.default_rng(1).normal(-5, 0.1, (2000, 100)))
     narrow = {"width": 800, "height": 700}
     calm = open_page(report_of(whole_run(norms.copy())), viewport=narrow)
-    norms[at, 40] = 100.0
-    spiky = open_page(report_of(whole_run(norms)), viewport=narrow)
-    # Beside the noise nothing has the uppermost colour but a speck of some pixels.
-    assert yellow(spiky) >= 9
+    spikes = {0: 20, 777: 40, 1999: 60}
+    for at, row in spikes.items():
+        norms[at, row] = 100.0
+    run = whole_run(norms)
+    spiky = open_page(report_of(run), viewport=narrow)
+    # Beside the noise nothing has the uppermost colour but a speck of some pixels each.
+    assert yellow(spiky) >= 27
     assert yellow(calm) < 1000
     left, top, width, height = spiky.box("heatmap")
-    told = set()
     gutter = min(0.34 * width, 7 * len("stage10.layer40.weight") + 24)
-    x = left + gutter + (width - gutter - 10) * (at + 0.5) / 2000
-    y = top + 22 + (height - 62) * 40.5 / 100
-    for shift in (-2, -1, 0, 1, 2):
-        spiky.page.mouse.move(x + shift, y)
-        told.add(spiky.tooltip("heatmap"))
-    assert f"stage10.layer40.weight\nstep {at}: ‖g‖ = 100" in told
+    for at, row in spikes.items():
+        told = set()
+        x = left + gutter + (width - gutter - 10) * (at + 0.5) / 2000
+        y = top + 22 + (height - 62) * (row + 0.5) / 100
+        for shift in (-2, -1, 0, 1, 2):
+            spiky.page.mouse.move(x + shift, y)
+            told.add(spiky.tooltip("heatmap"))
+        assert f"{run.parameters.names[row]}\nstep {at}: ‖g‖ = 100" in told
 
 
 @pytest.mark.parametrize(("event", "mark"), [(0.0, (0, 0, 0)), (np.nan, (213, 94, 0))])

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from gradscope.analysis.finding import Finding
+from gradscope.analysis.layers import module_of
 from gradscope.record import Entity, FloatArray, Run
 from gradscope.reporters.figures.brackets import draw_lanes, lanes_of_layers, room_for
 from gradscope.reporters.figures.canvas import (
@@ -24,6 +25,7 @@ from gradscope.reporters.figures.labels import labelled, marked_rows, shown_rows
 from gradscope.reporters.figures.theme import LIGHT, Theme
 
 _LAYER_GROUPS = {"linear", "convolution", "recurrent", "attention", "embedding"}
+_MINOR = {"bias", "norm"}
 _BAND = (0.1, 0.5, 0.9)
 _NAMES_PER_INCH = 5
 # Beyond this points would run into one another.
@@ -69,7 +71,7 @@ def gradient_by_depth(
 def _layers(run: Run) -> tuple[list[Entity], FloatArray, NDArray[np.bool_], str]:
     """The layers in the order of depth, their norms (steps, layers), and what the norms are."""
     modules = run.modules
-    chosen = _by_depth(modules.entities, _LAYER_GROUPS)
+    chosen = layers_with_weights(run)
     norms = modules["output_grad_norm"][:, chosen]
     broken = modules["output_grad_nonfinite"][:, chosen] > 0
     if np.isfinite(norms).any() or broken.any():
@@ -80,6 +82,24 @@ def _layers(run: Run) -> tuple[list[Entity], FloatArray, NDArray[np.bool_], str]
     norms = parameters["grad_norm"][:, chosen]
     broken = parameters["grad_nonfinite"][:, chosen] > 0
     return [parameters.entities[row] for row in chosen], norms, broken, "of each weight"
+
+
+def layers_with_weights(run: Run) -> list[int]:
+    """The rows of the modules that have weights, in the order of execution.
+
+    By what they hold, as a library can have a linear layer of its own; by their kind too, as a
+    weight that two share is listed at one of them.
+    """
+    parameters = (entity for entity in run.parameters.entities if entity.group not in _MINOR)
+    holders = {module_of(entity.name) for entity in parameters}
+    modules = run.modules.entities
+    chosen = [
+        row
+        for row, entity in enumerate(modules)
+        if entity.group in _LAYER_GROUPS
+        or (entity.group != "container" and entity.name.partition("#")[0] in holders)
+    ]
+    return sorted(chosen, key=lambda row: modules[row].depth)
 
 
 def _by_depth(entities: Sequence[Entity], groups: set[str]) -> list[int]:

@@ -1,28 +1,32 @@
 """The names beside a picture: which of them fit, how they are shortened, which are marked."""
 
+import re
 from collections.abc import Iterable, Sequence
 
 from matplotlib.axis import Axis
 from matplotlib.text import Text
 
 from gradscope.analysis.finding import Finding, Severity
+from gradscope.analysis.layers import module_of
 from gradscope.record import Entity
 from gradscope.reporters.wording import inert
 
 MARK = "▸ "
+# Of each word all but its first letter and the numbers: conv2 → c2, self_attention → sa.
+_REST = re.compile(r"(?<=[^\W\d_])[^\W\d_]+|_")
 
 
 def elided(name: str, length: int) -> str:
-    """The name within a length: first its outer parts are abbreviated, then its middle goes.
+    """The name within a length: its parts are abbreviated from the outside in, then cut.
 
-    `encoder.layers.12.attention.weight` becomes `e.l.12.attention.weight`: the numbers and the
+    `encoder.layer4.12.attention.weight` becomes `e.l4.12.attention.weight`: the numbers and the
     end are what tells layers apart.
     """
     parts = inert(name).split(".")
-    for index, part in enumerate(parts[:-1]):
+    for index, part in enumerate(parts if len(parts) > 1 else ()):
         if len(".".join(parts)) <= length:
             break
-        parts[index] = part if part.isdigit() else part[:1]
+        parts[index] = part if part.isdigit() else _REST.sub("", part)
     shown = ".".join(parts)
     if len(shown) <= length:
         return shown
@@ -40,8 +44,13 @@ def marked_rows(entities: Sequence[Entity], findings: Iterable[Finding]) -> list
     return [
         index
         for index, entity in enumerate(entities)
-        if any(same_layer(entity.name, layer) for layer in layers)
+        if any(same_layer(entity.name, layer) or _holds(layer, entity) for layer in layers)
     ]
+
+
+def _holds(layer: str, entity: Entity) -> bool:
+    """Whether it is a parameter of the layer: of the root itself, or of one of several uses."""
+    return entity.kind == "parameter" and module_of(entity.name) == layer.partition("#")[0]
 
 
 def same_layer(name: str, layer: str) -> bool:

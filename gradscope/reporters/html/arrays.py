@@ -2,12 +2,13 @@
 
 import base64
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gradscope.analysis.robust import Bools, median
+from gradscope.analysis.robust import Bools, measured, median
 from gradscope.record import FloatArray, StepArray
 
 # Above every distance from a median.
@@ -58,6 +59,22 @@ def _weights(values: FloatArray, *, log: bool) -> NDArray[np.float64]:
         [values == np.inf, (values == 0) & log, plain], [_NONFINITE, _ZERO, distance], -1.0
     )
     return weights
+
+
+def quantiles(values: FloatArray, shares: Sequence[float]) -> list[NDArray[np.float64]]:
+    """The quantiles of each row over what was measured; NaN where nothing was.
+
+    Interpolated as in numpy.nanquantile, which takes the rows one by one.
+    """
+    ordered = np.sort(values.astype(np.float64), axis=1)  # NaN comes last
+    last = np.maximum(measured(values).sum(axis=1, keepdims=True) - 1, 0)
+    made = []
+    for share in shares:
+        place = share * last
+        below = np.take_along_axis(ordered, np.floor(place).astype(int), axis=1)
+        above = np.take_along_axis(ordered, np.ceil(place).astype(int), axis=1)
+        made.append((below + (place - np.floor(place)) * (above - below))[:, 0])
+    return made
 
 
 def packed(values: FloatArray) -> str:

@@ -1,9 +1,10 @@
 // The report's pictures: hands the embedded numbers to the viewer.
 
 import { counts, numbers } from "./decode.js";
-import { heatmap, rangeOf } from "./heatmap.js";
+import { heatmap } from "./heatmap.js";
 import { lines } from "./lines.js";
 import { profile } from "./profile.js";
+import { rangeOf } from "./range.js";
 import { ridgelines } from "./ridgelines.js";
 import { sharedStep } from "./step.js";
 import { element } from "./surface.js";
@@ -18,6 +19,7 @@ async function opened(grid) {
 
 async function decoded(run) {
   await Promise.all([run.heatmaps[0], run.profile].filter(Boolean).map(opened));
+  if (run.profile) run.profile.bands = await numbers(run.profile.bands);
   for (const chart of run.charts) {
     await Promise.all(chart.series.map(async (series) => (series.values = await numbers(series.values))));
     if (chart.band) [chart.band.low, chart.band.high] = await Promise.all([numbers(chart.band.low), numbers(chart.band.high)]);
@@ -30,26 +32,26 @@ async function decoded(run) {
 /** A place for each run that has something to show in a picture; the picture goes if none has. */
 function panels(view, runs, has) {
   const figure = document.querySelector(`[data-view="${view}"]`);
-  const host = figure?.querySelector(".panels");
   const shown = runs.filter(has);
-  if (!host || !shown.length) {
-    figure?.remove();
-    return [];
-  }
-  return shown.map((run) => {
-    const panel = element("div", "panel");
-    if (runs.length > 1) panel.append(element("h4", "run-name", run.name));
-    host.append(panel);
-    return { run, panel };
-  });
+  if (figure && !shown.length) figure.remove();
+  const host = figure?.querySelector(".panels");
+  return shown.map((run) => ({ run, panel: panel(host, runs.length > 1 ? run.name : "") }));
+}
+
+function panel(host, title) {
+  const made = element("div", "panel");
+  if (title) made.append(element("h4", "run-name", title));
+  host.append(made);
+  return made;
 }
 
 /** One scale for all runs, so that colours and heights compare. */
-function shared(grids) {
-  const ranges = grids.map(rangeOf).filter((range) => range !== null);
+function extent(ranges) {
   if (!ranges.length) return null;
   return [Math.min(...ranges.map(([low]) => low)), Math.max(...ranges.map(([, high]) => high))];
 }
+
+const shared = (grids) => extent(grids.map(rangeOf).filter((range) => range !== null));
 
 async function showHeatmaps(runs) {
   const places = panels("heatmap", runs, (run) => run.heatmaps.length);
@@ -97,15 +99,14 @@ function showCharts(runs) {
     figure?.remove();
     return;
   }
-  const host = figure.querySelector(".panels");
+  let host = figure.querySelector(".panels");
   for (const title of titles) {
-    for (const run of runs) {
-      const chart = run.charts.find((other) => other.title === title);
-      if (!chart) continue;
-      const panel = element("div", "panel");
-      panel.append(element("h4", "run-name", runs.length > 1 ? `${title}, ${run.name}` : title));
-      host.append(panel);
-      lines(panel, chart, run.step);
+    const found = runs.map((run) => ({ run, chart: run.charts.find((chart) => chart.title === title) })).filter(({ chart }) => chart);
+    const peers = found.map(({ chart }) => chart);
+    // Of several runs each quantity has a row of its own.
+    if (runs.length > 1 && host.childElementCount) host.after((host = element("div", "panels small")));
+    for (const { run, chart } of found) {
+      lines(panel(host, runs.length > 1 ? `${title}, ${run.name}` : title), { ...chart, peers }, run.step);
     }
   }
 }
@@ -123,8 +124,9 @@ async function main() {
     profile(panel, { ...run.profile, range }, run.step);
   }
   showCharts(runs);
+  const magnitudes = extent(runs.map((run) => run.spread).filter(Boolean).map(({ lowest, bins }) => [lowest, lowest + bins]));
   for (const { run, panel } of panels("ridgelines", runs, (other) => other.spread)) {
-    ridgelines(panel, run.spread, run.step);
+    ridgelines(panel, { ...run.spread, range: magnitudes }, run.step);
   }
   for (const { run, panel } of panels("tree", runs, (other) => other.layers.length)) {
     tree(panel, run.layers, (name) => focus(run, name));
@@ -132,6 +134,8 @@ async function main() {
   for (const table of document.querySelectorAll("table.sheet")) {
     sortable(table.closest("details").querySelector(".tools"), table);
   }
+  // Observers are told in the order in which they were made: by now the pictures are painted.
+  await new Promise((told) => new ResizeObserver(told).observe(document.body));
   // For tests and the curious: milliseconds since the page was asked for, and of the script alone.
   document.documentElement.dataset.ready = performance.now().toFixed(0);
   document.documentElement.dataset.drawn = (performance.now() - begun).toFixed(0);

@@ -1,20 +1,21 @@
 """What the page's pictures are drawn from: plain values and packed arrays."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from gradscope.analysis.finding import Finding, Severity
-from gradscope.analysis.layers import module_of
+from gradscope.analysis.layers import ROOT, module_of
 from gradscope.analysis.report import Report
 from gradscope.analysis.robust import Bools, median
 from gradscope.quantities import TableName
 from gradscope.record import Entity, FloatArray, Run, StepArray, Table
+from gradscope.reporters.figures.depth import layers_with_weights
 from gradscope.reporters.figures.labels import marked_rows
-from gradscope.reporters.html.arrays import columns, compressed, packed
+from gradscope.reporters.html.arrays import columns, compressed, packed, quantiles
 from gradscope.reporters.wording import inert
 
 # The page stays below 3 MB: a number takes about two bytes in it. The first heatmap is what
@@ -25,11 +26,13 @@ _MAX_ROWS = 1_000
 _MAX_COLUMNS = 2_000
 _MAX_POINTS = 4_000
 _MAX_RIDGES, _MAX_RIDGE_STEPS = 64, 40
+# A share of the entries that would be no pixel high needs no room on the axis.
+_VISIBLE = 0.002
 # With more rows than this biases and norms are left out: they follow their layer's weight.
 _MANY_ROWS = 40
 _MINOR_GROUPS = frozenset({"bias", "norm"})
-_LAYER_GROUPS = frozenset({"linear", "convolution", "recurrent", "attention", "embedding"})
-_BAND = (0.05, 0.5, 0.95)
+_LAYER_BAND = (0.05, 0.5, 0.95)
+_STEP_BAND = (0.1, 0.5, 0.9)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +56,8 @@ _SUBJECTS = (
         "‖∂L/∂y‖",
         "output_grad_nonfinite",
     ),
-    _Subject("update ratio", "parameters", "update_ratio", "‖Δw‖/‖w‖"),
+    # What a gradient that is not finite does to its weight is no change of any size.
+    _Subject("update ratio", "parameters", "update_ratio", "‖Δw‖/‖w‖", "grad_nonfinite"),
     _Subject("output rms", "modules", "output_rms", "rms(y)", "output_nonfinite"),
     _Subject("dead units", "modules", "dead_unit_fraction", "dead", log=False),
     _Subject("saturated outputs", "modules", "output_saturated_fraction", "saturated", log=False),
@@ -160,20 +164,31 @@ def _marks(entities: Sequence[Entity], report: Report) -> list[dict[str, Any]]:
 def _profile(report: Report, budget: int) -> dict[str, Any] | None:
     """The gradient at the outputs of the layers that have weights, else that of the weights."""
     run = report.run
-    for subject, groups in (
-        (_SUBJECTS[1], _LAYER_GROUPS),
-        (_SUBJECTS[0], frozenset({"weight"})),
-        (_SUBJECTS[0], None),
+    weights = [row for row, e in enumerate(run.parameters.entities) if e.group == "weight"]
+    everything = range(len(run.parameters.entities))
+    for subject, wanted in (
+        (_SUBJECTS[1], layers_with_weights(run)),
+        (_SUBJECTS[0], weights),
+        (_SUBJECTS[0], everything),
     ):
         if not _is_known(run, subject):
             continue
-        rows = _chosen_rows(_table(run, subject.table), report.findings, subject)
-        entities = _table(run, subject.table).entities
-        rows = [row for row in rows if groups is None or entities[row].group in groups]
+        chosen = set(wanted)
+        listed = _chosen_rows(_table(run, subject.table), report.findings, subject)
+        rows = [row for row in listed if row in chosen]
         if rows:
             most = min(_MAX_COLUMNS, max(50, budget // len(rows)))
-            return _grid(report, subject, rows, most)
+            grid = _grid(report, subject, rows, most)
+            return {**grid, "bands": packed(_over_steps(run, subject, rows))}
     return None
+
+
+def _over_steps(run: Run, subject: _Subject, rows: list[int]) -> FloatArray:
+    """Quantiles and median of each row over all its steps (rows × 3): columns hold extremes."""
+    table = _table(run, subject.table)
+    values = table[subject.quantity][:, rows].astype(np.float64)
+    values[_broken(table, subject)[:, rows] | np.isinf(values)] = np.nan
+    return np.stack(quantiles(values.T, _STEP_BAND), axis=1)
 
 
 def _charts(report: Report) -> Iterator[dict[str, Any]]:
@@ -184,42 +199,54 @@ def _charts(report: Report) -> Iterator[dict[str, Any]]:
     if loss is not None and (np.isfinite(loss).any() or np.isinf(loss).any()):
         flagged = run.scalars.get("loss_nonfinite", np.zeros(len(loss))) > 0
         series = _series("loss", run.steps, loss, np.isinf(loss) | (np.isnan(loss) & flagged))
-        yield {"title": "Loss", "series": [series], "band": None, "marks": marks}
+        yield _chart("Loss", [series], None, run, marks)
     if not len(table.steps):
         return
     norm = run.scalars.get("grad_norm")
     known = [] if norm is None or np.isnan(norm).all() else [_series("all layers", run.steps, norm)]
-    yield from _spread_chart("Gradient norm", "grad_norm", known, table, marks)
-    yield from _spread_chart("Update ratio", "update_ratio", [], table, marks)
+    yield from _spread_chart("Gradient norm", _SUBJECTS[0], known, run, marks)
+    yield from _spread_chart("Update ratio", _SUBJECTS[2], [], run, marks)
 
 
 def _spread_chart(
     title: str,
-    quantity: str,
+    subject: _Subject,
     more: list[dict[str, Any]],
-    table: Table,
+    run: Run,
     marks: list[dict[str, Any]],
 ) -> Iterator[dict[str, Any]]:
-    values = table[quantity].astype(np.float64)
-    known = np.isfinite(values).any(axis=1)
+    """The median and the spread over the layers; a step at which any is broken is marked."""
+    table = run.parameters
+    values = table[subject.quantity].astype(np.float64)
+    broken = _broken(table, subject) | np.isinf(values)
+    values[broken] = np.nan
+    known = ~np.isnan(values).all(axis=1)
     if not known.any():
         return
-    steps, finite = table.steps[known], values[known]
-    low, middle, high = (
-        np.nanquantile(np.where(np.isfinite(finite), finite, np.nan), share, axis=1)
-        for share in _BAND
-    )
-    middle_series = _series("median layer", steps, middle)
+    low, middle, high = quantiles(values, _LAYER_BAND)
+    anywhere = np.asarray(broken.any(axis=1))
+    middle_series = _series("median layer", table.steps, middle, anywhere)
     band = None
     if values.shape[1] > 1:
-        at = _thinned(steps)
+        at = np.flatnonzero(known)[_thinned(int(known.sum()))]
         band = {
             "name": "90 % of the layers",
-            "steps": steps[at].tolist(),
+            "steps": table.steps[at].tolist(),
             "low": packed(low[at]),
             "high": packed(high[at]),
         }
-    yield {"title": title, "series": [middle_series, *more], "band": band, "marks": marks}
+    yield _chart(title, [middle_series, *more], band, run, marks)
+
+
+def _chart(
+    title: str,
+    series: list[dict[str, Any]],
+    band: dict[str, Any] | None,
+    run: Run,
+    marks: list[dict[str, Any]],
+) -> dict[str, Any]:
+    ends = [int(run.steps[0]), int(run.steps[-1])]
+    return {"title": title, "series": series, "band": band, "ends": ends, "marks": marks}
 
 
 def _series(
@@ -233,7 +260,7 @@ def _series(
         "name": name,
         "steps": shown.tolist(),
         "values": packed(numbers),
-        "broken": at[_thinned(at, 200)].tolist(),
+        "broken": at[_thinned(len(at), 200)].tolist(),
     }
 
 
@@ -251,8 +278,8 @@ def _most_telling(steps: StepArray, values: FloatArray) -> tuple[StepArray, Floa
     return steps[at], values[at]
 
 
-def _thinned(steps: StepArray, most: int = _MAX_POINTS) -> slice:
-    return slice(None, None, max(1, -(-len(steps) // most)))
+def _thinned(size: int, most: int = _MAX_POINTS) -> slice:
+    return slice(None, None, max(1, -(-size // most)))
 
 
 def _step_marks(report: Report) -> list[dict[str, Any]]:
@@ -292,11 +319,12 @@ def _spread(report: Report) -> dict[str, Any] | None:
     rows, counts = _with_entries(rows, counts)
     if not rows:
         return None
-    used = np.flatnonzero(counts.any(axis=(0, 1)))
-    first, last = max(0, int(used[0]) - 1), min(histograms.bins, int(used[-1]) + 2)
-    total = np.maximum(counts.sum(axis=2, keepdims=True, dtype=np.float64), 1)
-    # Of what is not zero; the root keeps small shares visible in a byte.
-    roots = np.rint(255 * np.sqrt(counts[:, :, first:last] / total)).astype(np.uint8)
+    # Of what is not zero.
+    shares = counts / np.maximum(counts.sum(axis=2, keepdims=True, dtype=np.float64), 1)
+    seen = np.flatnonzero((shares >= _VISIBLE).any(axis=(0, 1)))
+    first, last = max(0, int(seen[0]) - 1), min(histograms.bins, int(seen[-1]) + 2)
+    # The root keeps small shares visible in a byte.
+    roots = np.rint(255 * np.sqrt(shares[:, :, first:last])).astype(np.uint8)
     return {
         "layers": [inert(histograms.entities[row].name) for row in rows],
         "steps": histograms.steps[chosen].tolist(),
@@ -312,25 +340,30 @@ def _with_entries(rows: list[int], counts: Any) -> tuple[list[int], Any]:
 
 
 def _layers(report: Report) -> list[dict[str, Any]]:
-    """The parts of the model with their health, for the tree."""
+    """The parts of the model with their health, for the tree; the model itself comes first."""
     run = report.run
-    modules = [entity for entity in run.modules.entities if "#" not in entity.name]
-    norms = dict(zip(run.modules.names, _medians(run.modules, "output_grad_norm"), strict=True))
-    entities: Iterable[Entity] = modules
-    if not modules:
-        entities = run.parameters.entities
-        norms = dict(zip(run.parameters.names, _medians(run.parameters, "grad_norm"), strict=True))
-    listed = [entity for entity in entities if not entity.name.startswith("(")]
-    listed.sort(key=lambda entity: entity.depth)
-    return [
+    table, quantity = run.modules, "output_grad_norm"
+    if not table.entities:
+        table, quantity = run.parameters, "grad_norm"
+    medians = zip(table.entities, _medians(table, quantity), strict=True)
+    # Further uses of a module are the same part of the model.
+    listed = [(entity, norm) for entity, norm in medians if "#" not in entity.name]
+    listed.sort(key=lambda part: (part[0].name != ROOT, part[0].depth))
+    found = _by_layer(report)
+    made = [
         {
             "name": inert(entity.name),
             "type": inert(entity.type),
-            "value": _plain(norms[entity.name]),
-            **_health(entity.name, report),
+            "value": norm if math.isfinite(norm) else None,
+            **_health(found.pop(entity.name, ())),
         }
-        for entity in listed
+        for entity, norm in listed
     ]
+    # A module that holds others, and is not watched itself, can hold a parameter with a finding.
+    rest = [
+        {"name": inert(name), "type": "", "value": None, **_health(found[name])} for name in found
+    ]
+    return made + rest
 
 
 def _medians(table: Table, quantity: str) -> list[float]:
@@ -340,18 +373,22 @@ def _medians(table: Table, quantity: str) -> list[float]:
     return list(map(float, median(np.where(np.isfinite(values), values, np.nan), axis=0)))
 
 
-def _health(name: str, report: Report) -> dict[str, Any]:
-    """The worst finding at the layer or at a parameter of it."""
-    found = [
-        finding
-        for finding in report.findings
-        if finding.layer is not None and name in {finding.layer, module_of(finding.layer)}
-    ]
+def _by_layer(report: Report) -> dict[str, list[Finding]]:
+    """The findings at each part of the model: at one of its uses, or at a parameter of it."""
+    run = report.run
+    parameters = set(run.parameters.names) if run.modules.entities else set()
+    found: dict[str, list[Finding]] = {}
+    for finding in report.findings:
+        if finding.layer is not None:
+            name = finding.layer
+            part = module_of(name) if name in parameters else name.partition("#")[0]
+            found.setdefault(part, []).append(finding)
+    return found
+
+
+def _health(found: Sequence[Finding]) -> dict[str, Any]:
+    """The worst of a part's findings."""
     if not found:
         return {"severity": "healthy", "codes": []}
     worst = max(finding.severity for finding in found)
     return {"severity": worst.value, "codes": sorted({finding.code for finding in found})}
-
-
-def _plain(value: float) -> float | None:
-    return value if math.isfinite(value) else None
