@@ -17,7 +17,7 @@ What = Literal[
     "gradient",  # moments of a parameter's gradient
     "magnitudes",  # entries of a parameter's gradient per octave
     "weight",  # Σw² of the finite entries, their number
-    "update",  # Σ Δw², Σ g·Δw, Σ g² over the sampled coordinates, entries / sampled
+    "update",  # Σ Δw², Σ g·Δw, Σ g², number of the sampled coordinates; entries / sampled
     "output",  # moments of a module's output
     "output_gradient",  # moments of the gradient arriving there
     "saturated",  # outputs at the end of their range, outputs
@@ -80,20 +80,21 @@ def _parameters(rows: RowsByKind, flags: Mapping[str, Mapping[int, float]]) -> _
     norms: dict[int, float] = {}
     if "weight" in rows:
         entities, total = merge_sums(rows["weight"])
-        norm = np.sqrt(total[:, 0])
+        # Of a weight without a finite entry there is no norm.
+        norm = np.where(total[:, 1] > 0, np.sqrt(total[:, 0]), np.nan)
         columns["weight_norm"] = (entities, norm)
         columns["weight_rms"] = (entities, norm / np.sqrt(np.maximum(total[:, 1], 1)))
         norms = dict(zip(entities.tolist(), norm.tolist(), strict=True))
     if "update" in rows:
         entities, total = merge_sums(rows["update"])
-        change = np.sqrt(total[:, 0])
+        change = np.where(total[:, 3] > 0, np.sqrt(total[:, 0]), np.nan)
         # A sample of the coordinates stands for all of them.
-        whole = change * np.sqrt(total[:, 3])
+        whole = change * np.sqrt(total[:, 4])
         # A sample of mostly idle coordinates, as of an embedding, says nothing.
         zeros = dict(zip(*columns["grad_zero_fraction"], strict=True))
         idle = np.array([zeros.get(entity, 0.0) > _IDLE for entity in entities.tolist()])
-        whole[(total[:, 3] > 1) & idle] = np.nan
-        change[(total[:, 3] > 1) & idle] = np.nan
+        whole[(total[:, 4] > 1) & idle] = np.nan
+        change[(total[:, 4] > 1) & idle] = np.nan
         before = np.array([norms.get(entity, np.nan) for entity in entities.tolist()])
         columns["update_norm"] = (entities, whole)
         columns["update_ratio"] = (entities, _ratio(whole, before))

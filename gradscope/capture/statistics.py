@@ -139,22 +139,23 @@ def squares(tensor: Tensor) -> Tensor:
 
 
 def update_products(before: Tensor, after: Tensor, gradient: Tensor) -> Tensor:
-    """(Σ Δw², Σ g·Δw, Σ g²) over the given coordinates: float64 of shape (3,).
+    """(Σ Δw², Σ g·Δw, Σ g², their number) over the given coordinates: float64 of shape (4,).
 
     Coordinates where the change or the gradient is not finite are left out.
     """
     change = after.to(_F64) - before.to(_F64)
     wide = gradient.to(_F64)
     if change.device.type == "cpu":
-        products = _products(change, wide)
+        products = _products(change, wide, torch.full((), change.numel(), dtype=_F64, device="cpu"))
         if torch.isfinite(products).all().numpy():
             return products
     clean = torch.isfinite(change) & torch.isfinite(wide)
-    return _products(torch.where(clean, change, 0.0), torch.where(clean, wide, 0.0))
+    kept = torch.where(clean, change, 0.0), torch.where(clean, wide, 0.0)
+    return _products(*kept, clean.sum().to(_F64))
 
 
-def _products(change: Tensor, gradient: Tensor) -> Tensor:
-    return torch.stack([change.dot(change), gradient.dot(change), gradient.dot(gradient)])
+def _products(change: Tensor, gradient: Tensor, count: Tensor) -> Tensor:
+    return torch.stack([change.dot(change), gradient.dot(change), gradient.dot(gradient), count])
 
 
 def _finite(wide: Tensor) -> Tensor:

@@ -72,10 +72,11 @@ class ParameterReference:
     def _numbers(self, name: str, parameter: nn.Parameter) -> Numbers:
         before, gradient = self._before[name], self._gradients[name]
         known = before[np.isfinite(before)]
-        norm = float(np.sqrt((known**2).sum()))
+        # Of nothing that is finite there is no norm: zero would be a number.
+        norm = float(np.sqrt((known**2).sum())) if known.size else _NAN
         numbers = {
             "weight_norm": norm,
-            "weight_rms": float(np.sqrt((known**2).mean())),
+            "weight_rms": float(np.sqrt((known**2).mean())) if known.size else _NAN,
             "requires_grad": float(parameter.requires_grad),
             "in_optimizer": 1.0,
         }
@@ -88,7 +89,7 @@ class ParameterReference:
         change = wide(parameter) - before
         both = np.isfinite(change) & np.isfinite(gradient)
         change, gradient = change[both], gradient[both]
-        size = float(np.sqrt((change**2).sum()))
+        size = float(np.sqrt((change**2).sum())) if both.any() else _NAN
         numbers["update_norm"] = size
         numbers["update_ratio"] = size / norm if norm > 0 else _NAN
         product = size * float(np.sqrt((gradient**2).sum()))

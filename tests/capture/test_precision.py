@@ -124,3 +124,25 @@ def test_float64_gradients_whose_squares_overflow_are_infinite_and_cost_nothing_
     # Two samples of ones: a gradient of 2 for each of three weights.
     assert norms[1] == pytest.approx(2 * np.sqrt(3))
     assert run.parameters["grad_nonfinite"][:, 0].tolist() == [0, 0]
+
+
+def test_what_is_nan_throughout_has_no_norm(tmp_path: Path) -> None:
+    model = nn.Linear(3, 2, bias=False)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with watch(model, optimizer, log_dir=tmp_path / "run", every=1) as scope:
+        for factor in (1.0, math.nan, 1.0):
+            (model(torch.ones(2, 3)).sum() * factor).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    table = scope.run().parameters
+    # The first step is sound, the second one's gradient is NaN, and so is the weight from then on.
+    known = {
+        "weight_norm": [True, True, False],
+        "weight_rms": [True, True, False],
+        "update_norm": [True, False, False],
+        "update_ratio": [True, False, False],
+        "update_gradient_cosine": [True, False, False],
+    }
+    for quantity, expected in known.items():
+        assert (~np.isnan(table[quantity][:, 0])).tolist() == expected, quantity
+    assert table["update_norm"][0, 0] == pytest.approx(0.1 * table["grad_norm"][0, 0])
