@@ -5,6 +5,7 @@ import tempfile
 from pathlib import Path
 
 from PIL import Image
+from playwright.sync_api import FloatRect
 
 from gradscope.demo import run_demo
 from tests.viewer.browser import chromium, opened
@@ -26,10 +27,10 @@ def main() -> None:
                 device_scale_factor=1.5,
                 color_scheme=scheme,
             )
-            foot = report.page.evaluate(
+            foot: float = report.page.evaluate(
                 "document.querySelector('[data-view=profile]').getBoundingClientRect().bottom"
             )
-            clip = {"x": 0, "y": 0, "width": _WIDTH, "height": foot + _BELOW}
+            clip: FloatRect = {"x": 0, "y": 0, "width": _WIDTH, "height": foot + _BELOW}
             taken = report.page.screenshot(full_page=True, clip=clip)
             whole = Image.open(io.BytesIO(taken)).convert("RGB")
             small = whole.quantize(_COLORS, dither=Image.Dither.NONE)
