@@ -1,0 +1,57 @@
+"""Histograms as the page draws them: few enough layers and steps for a ridge each."""
+
+from typing import Any
+
+import numpy as np
+
+from gradscope.analysis.report import Report
+from gradscope.reporters.figures.labels import marked_rows
+from gradscope.reporters.html.arrays import compressed
+from gradscope.reporters.wording import inert
+
+_MAX_RIDGES, _MAX_RIDGE_STEPS = 64, 40
+# A share of the entries that would be no pixel high needs no room on the axis.
+_VISIBLE = 0.002
+_MINOR_GROUPS = frozenset({"bias", "norm"})
+
+
+def spread(report: Report) -> dict[str, Any] | None:
+    """The histograms of the weights, at a few steps."""
+    histograms = report.run.histograms
+    if not histograms:
+        return None
+    marked = set(marked_rows(histograms.entities, report.findings))
+    weights = [row for row, e in enumerate(histograms.entities) if e.group not in _MINOR_GROUPS]
+    rows = sorted(weights, key=lambda row: histograms.entities[row].depth)
+    if len(rows) > _MAX_RIDGES:
+        stride = -(-len(rows) // (_MAX_RIDGES // 2))
+        found = [row for row in rows if row in marked][: _MAX_RIDGES // 2]
+        kept = set(found) | set(rows[::stride])
+        rows = [row for row in rows if row in kept]
+    chosen = np.unique(
+        np.linspace(0, len(histograms.steps) - 1, min(len(histograms.steps), _MAX_RIDGE_STEPS))
+        .round()
+        .astype(int)
+    )
+    counts = np.stack([histograms.at(int(index))[rows] for index in chosen], axis=1)
+    rows, counts = _with_entries(rows, counts)
+    if not rows:
+        return None
+    # Of what is not zero.
+    shares = counts / np.maximum(counts.sum(axis=2, keepdims=True, dtype=np.float64), 1)
+    seen = np.flatnonzero((shares >= _VISIBLE).any(axis=(0, 1)))
+    first, last = max(0, int(seen[0]) - 1), min(histograms.bins, int(seen[-1]) + 2)
+    # The root keeps small shares visible in a byte.
+    roots = np.rint(255 * np.sqrt(shares[:, :, first:last])).astype(np.uint8)
+    return {
+        "layers": [inert(histograms.entities[row].name) for row in rows],
+        "steps": histograms.steps[chosen].tolist(),
+        "lowest": histograms.lowest + first,
+        "bins": last - first,
+        "roots": compressed(roots),
+    }
+
+
+def _with_entries(rows: list[int], counts: Any) -> tuple[list[int], Any]:
+    some = counts.any(axis=(1, 2))
+    return [row for row, kept in zip(rows, some, strict=True) if kept], counts[some]
