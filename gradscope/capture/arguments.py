@@ -9,9 +9,7 @@ from torch.optim import Optimizer
 from gradscope.errors import ConfigError, ConfigTypeError
 
 
-def refuse(
-    *, every: object, budget: object, scaler: object, on_finding: object, resume: bool
-) -> None:
+def refuse(*, every: object, budget: object, scaler: object, on_finding: object) -> None:
     """Arguments of the frozen signature whose meaning comes later."""
     if every is not None and budget is not None:
         message = f"every={every!r} and budget={budget!r} contradict each other; give one of them"
@@ -20,12 +18,21 @@ def refuse(
         "budget": (budget, "use every=k to choose the cadence"),
         "scaler": (scaler, "leave it out: parameter gradients are read unscaled at the step"),
         "on_finding": (on_finding, "call scope.report() in the loop"),
-        "resume": (resume or None, "the run goes to a new folder beside the old one"),
     }
     for name, (value, way_out) in ways_out.items():
         if value is not None:
             message = f"{name}={value!r} is not available in this version; {way_out}"
             raise ConfigError(message)
+
+
+def check_resume(*, resume: object, log_dir: object) -> None:
+    """A run is resumed in the folder where it is."""
+    if not isinstance(resume, bool):
+        message = f"resume={resume!r} must be True or False; log_dir names the run"
+        raise ConfigTypeError(message)
+    if resume and log_dir is None:
+        message = "resume=True needs log_dir, the folder of the run that is to go on"
+        raise ConfigError(message)
 
 
 def check_model(model: nn.Module) -> None:

@@ -1,13 +1,14 @@
 """Which parameters, module uses and signals there are: their names, groups, depth, table rows."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import get_args
 
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from gradscope.capture.config import CaptureConfig
+from gradscope.errors import ConfigError
 from gradscope.quantities import TableName
 from gradscope.record import Entity
 
@@ -119,6 +120,36 @@ class Roster:
         self._started: dict[str, int] = {}
         # Of the parameters as they were last resolved, by identity.
         self.parameters: dict[int, tuple[int, Tensor]] = {}
+
+    def take_up(self, earlier: Mapping[TableName, Sequence[Entity | None]]) -> None:
+        """Go on with the entities of a run: what has the same name keeps its row.
+
+        Raises ConfigError where the model has another shape of a parameter, or none of them.
+        """
+        owned = {name: parameter for name, _, parameter in _owned_parameters(self.model)}
+        known = [entity for entity in earlier["parameters"] if entity is not None]
+        for entity in known:
+            parameter = owned.get(entity.name)
+            if parameter is None or isinstance(parameter, UninitializedParameter):
+                continue
+            if tuple(parameter.shape) != entity.shape:
+                message = (
+                    f"resume=True: {entity.name} has shape {tuple(parameter.shape)}, in the run "
+                    f"that is to be resumed {entity.shape}; leave resume out for a run of its own"
+                )
+                raise ConfigError(message)
+        if known and not any(entity.name in owned for entity in known):
+            message = (
+                f"resume=True: the {type(self.model).__name__} has no parameter of the run that "
+                f"is to be resumed ({known[0].name}, …); leave resume out for a run of its own"
+            )
+            raise ConfigError(message)
+        for table, entities in earlier.items():
+            # What was lost to damage keeps its row, under a name that nothing has.
+            names = (
+                entity.name if entity else f"(lost {row})" for row, entity in enumerate(entities)
+            )
+            self._rows[table] = {name: row for row, name in enumerate(names)}
 
     def sizes(self) -> dict[TableName, int]:
         """How many entities each table has so far."""

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from gradscope.capture import statistics
+from gradscope.capture import coverage, statistics
 from gradscope.capture.cadence import is_recorded
 from gradscope.capture.config import CaptureConfig
 from gradscope.capture.context import called_by_grad_scaler, is_set_apart
@@ -24,7 +24,7 @@ from gradscope.capture.parameters import CoordinateSamples, ParameterReader
 from gradscope.capture.pulses import Pulses
 from gradscope.capture.recorder import PATIENCE, Packet, Pulse, Recorder, Rows
 from gradscope.capture.selection import Selection
-from gradscope.log.writer import RunWriter
+from gradscope.log.writer import Continuation, RunWriter
 
 # Pulses of unrecorded steps wait for the next record, but not more of them than this.
 _MAX_PENDING = 256
@@ -80,6 +80,13 @@ class Observer:
             "recorded_steps": 0,
         }
         self._coverage: dict[str, Any] = {}
+        self._earlier: Mapping[str, Any] = {}
+
+    def take_up(self, earlier: Continuation) -> None:
+        """Go on after the last step of a run; raises ConfigError if it is another model's."""
+        self._roster.take_up(earlier.entities)
+        self._next = earlier.step
+        self._earlier = earlier.coverage
 
     # Handlers for hooks: signatures are torch's.
 
@@ -166,7 +173,7 @@ class Observer:
     def coverage(self) -> dict[str, Any]:
         """What was seen and what was not, and what it cost."""
         spent, whole = self._guard.seconds()
-        return {
+        now = {
             **self._coverage,
             **self.counts,
             "optimizers": self.optimizers.settings,
@@ -175,6 +182,7 @@ class Observer:
             "seconds_in_hooks": spent,
             "seconds_watched": whole,
         }
+        return coverage.of_run(self._earlier, now)
 
     def _release(self) -> None:
         """Step tracking has failed: hold nothing, gather nothing."""
@@ -286,11 +294,7 @@ class Observer:
     # The optimizer's step.
 
     def _step_begins(
-        self,
-        optimizer: Optimizer,
-        args: Any,
-        kwargs: Any,
-        wrapped: list[tuple[Any, Any]],
+        self, optimizer: Optimizer, args: Any, kwargs: Any, wrapped: list[tuple[Any, Any]]
     ) -> None:
         parameters = self.optimizers.parameters_of(optimizer)
         if not parameters:
@@ -382,16 +386,9 @@ class Observer:
                 step.rows.add("signal", row, statistics.moments(tensor))
 
     def _note_coverage(self, step: _Step) -> None:
-        coverage: dict[str, Any] = {}
-        if step.reader is not None:
-            coverage["parameters"] = {
-                "expected": step.reader.expected,
-                "seen": step.reader.gradients_read,
-            }
-        if self._taps is not None:
-            coverage["modules"] = self._taps.coverage()
-        if coverage != self._coverage:
-            self._coverage = coverage
+        seen = coverage.of_step(step.reader, self._taps)
+        if seen != self._coverage:
+            self._coverage = seen
             self.write_coverage()
 
     def write_coverage(self) -> None:

@@ -39,6 +39,7 @@ class Pulses:
     def begin(self, step: int) -> None:
         """A step opens."""
         self._open, self._early = self._early or Pulse(step), None
+        self._open.step = step
 
     def end(self) -> None:
         """The open step closes."""

@@ -3,8 +3,6 @@
 import atexit
 import os
 import platform
-import shutil
-import tempfile
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -22,12 +20,14 @@ from torch.optim import Optimizer
 from gradscope.capture.arguments import (
     check_criterion,
     check_model,
+    check_resume,
     checked_optimizers,
     refuse,
 )
 from gradscope.capture.cadence import describe
 from gradscope.capture.config import CaptureConfig, patterns
 from gradscope.capture.display import Display
+from gradscope.capture.folders import changed_settings, run_folder
 from gradscope.capture.guard import (
     LOG,
     OUTPUTS,
@@ -44,7 +44,7 @@ from gradscope.capture.recorder import Recorder
 from gradscope.errors import ConfigTypeError, LogError, UsageError
 from gradscope.log.reader import empty_run, load
 from gradscope.log.scalars import margin_layout
-from gradscope.log.writer import RunWriter, make_run_dir
+from gradscope.log.writer import RunWriter
 from gradscope.record import Run
 
 if TYPE_CHECKING:
@@ -76,18 +76,24 @@ def watch(
     criterion: the loss as a module; its loss, input and target are then seen without
         `Scope.log`.
     log_dir: the folder for the run, readable by TensorBoard. A folder that holds a run already
-        gets a sibling. Without it the run is kept in a temporary folder while the Scope lives.
+        gets a sibling, unless it is resumed. Without it the run is kept in a temporary folder
+        while the Scope lives.
     every: record exactly every k-th step. Without it: the first ten steps, then every tenth.
     level: "parameters" (gradients, weights, updates) or "full" (outputs and their gradients
         too).
     include, exclude: fnmatch patterns on qualified names of modules and parameters.
     loss_is_progress: False where a falling loss is not the aim (GAN, RL, contrastive).
-    budget, scaler, on_finding, resume: not available yet; refused by name.
+    resume: go on with the run in log_dir, after the last step that it holds, as one run; also
+        after a kill. A folder without a run gets a new one. Restoring model and optimizer is
+        yours; the same names and shapes keep their place, new ones are added.
+    budget, scaler, on_finding: not available yet; refused by name.
 
-    Raises ConfigError or ConfigTypeError for arguments that can't work, LogError for a folder
-    that can't be written. Inside the training loop nothing is raised.
+    Raises ConfigError or ConfigTypeError for arguments that can't work, also for a run to be
+    resumed that is not this model's; LogError for a folder that can't be written or read. Inside
+    the training loop nothing is raised.
     """
-    refuse(every=every, budget=budget, scaler=scaler, on_finding=on_finding, resume=resume)
+    refuse(every=every, budget=budget, scaler=scaler, on_finding=on_finding)
+    check_resume(resume=resume, log_dir=log_dir)
     check_model(model)
     optimizers = checked_optimizers(model, optimizer)
     check_criterion(criterion)
@@ -99,11 +105,18 @@ def watch(
         loss_is_progress=loss_is_progress,
     )
     earlier = [owner for owner in owners(model) if isinstance(owner, Scope)]
-    scope = Scope(model, optimizers, criterion, config, log_dir)
-    for owner in earlier:
-        warn("this model was watched already; the earlier watch is closed")
-        owner.close()
+    if resume:
+        # Theirs may be the run that goes on.
+        _close(earlier)
+    scope = Scope(model, optimizers, criterion, config, log_dir, resume=resume)
+    _close(earlier)
     return scope
+
+
+def _close(scopes: list["Scope"]) -> None:
+    while scopes:
+        warn("this model was watched already; the earlier watch is closed")
+        scopes.pop().close()
 
 
 class Scope:
@@ -116,6 +129,8 @@ class Scope:
         criterion: nn.Module | None,
         config: CaptureConfig,
         log_dir: str | Path | None,
+        *,
+        resume: bool = False,
     ) -> None:
         self._config = config
         self._closed = False
@@ -128,9 +143,15 @@ class Scope:
         core = getattr(model, "_orig_mod", model)
         self._observer = Observer(core, config, self._guard, outputs=outputs)
         self._meta = _meta(core, config, criterion)
-        self.log_dir = self._make_dir(log_dir)
+        folder = run_folder(self, log_dir, resume=resume)
+        self.log_dir, self._temporary = folder.path, folder.temporary
+        self._first_step = 0
+        if folder.earlier is not None:
+            self._observer.take_up(folder.earlier)
+            self._first_step = folder.earlier.step
         self._recorder = Recorder(
-            RunWriter(self.log_dir, self._meta), weakref.WeakMethod(self._log_failed)
+            RunWriter(self.log_dir, self._meta, folder.earlier),
+            weakref.WeakMethod(self._log_failed),
         )
         self._observer.recorder = self._recorder
         self._display = Display(self.report, self._recorder, self._guard)
@@ -141,6 +162,9 @@ class Scope:
         if compiled:
             message = "the model is compiled: its parameters are recorded, its outputs are not"
             self._guard.say(OUTPUTS, message)
+        if folder.earlier is not None:
+            for message in changed_settings(folder.earlier, self._meta):
+                self._guard.say("resume", message, aloud=False)
         # For a Scope that is dropped without being closed.
         self._finalizer = weakref.finalize(self, self._recorder.abandon)
         self._finalizer.atexit = False
@@ -281,18 +305,6 @@ class Scope:
         state = "closed" if self._closed else "watching"
         return f"<gradscope.Scope {state}, log_dir={str(self.log_dir)!r}>"
 
-    def _make_dir(self, log_dir: str | Path | None) -> Path:
-        self._temporary = log_dir is None
-        if log_dir is None:
-            made = Path(tempfile.mkdtemp(prefix="gradscope-"))
-            weakref.finalize(self, _remove, made, os.getpid())
-            return made
-        wanted = Path(log_dir)
-        made = make_run_dir(wanted)
-        if made != wanted:
-            warn(f"{str(wanted)!r} holds a run already; this one goes to {str(made)!r}")
-        return made
-
     def _attach(
         self,
         model: nn.Module,
@@ -321,7 +333,7 @@ class Scope:
                 self._hooks.before_forward(part, self._observer.before_part)
 
     def _write_problem(self, problem: Problem) -> None:
-        step = self._observer.counts["closed_steps"]
+        step = self._first_step + self._observer.counts["closed_steps"]
         self._recorder.call(lambda writer: writer.problem(step, problem.part, problem.message))
 
     def _log_failed(self, reason: str) -> None:
@@ -374,12 +386,6 @@ def _with_problems(run: Run, problems: Sequence[Problem], coverage: Mapping[str,
         "coverage": dict(coverage),
     }
     return replace(run, meta=meta)
-
-
-def _remove(folder: Path, process: int) -> None:
-    # A forked child ends, too; the folder is its parent's.
-    if os.getpid() == process:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _close_if_alive(scope: Scope) -> Callable[[], None]:

@@ -1,8 +1,10 @@
 """Reading a run back from its folder, also while it is written and after a kill."""
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from tensorboard.compat.proto import event_pb2
 
 from gradscope.errors import LogError, LogVersionError, NoRunError
 from gradscope.log import framing, schema
-from gradscope.log.writer import run_files
+from gradscope.log.writer import Continuation, known_quantities, run_files
 from gradscope.quantities import CATALOGUE, TableName
 from gradscope.record import (
     Entity,
@@ -29,9 +31,13 @@ from gradscope.record import (
 
 @dataclass(slots=True)
 class _Collected:
-    """The records of one event file, sorted by kind."""
+    """The records of a run, sorted by kind."""
 
     header: dict[str, Any] | None = None
+    # The first step of each file but the first.
+    resumed: list[int] = field(default_factory=list)
+    # The highest number of a JSON record.
+    sequence: int = 0
     # By column.
     entities: dict[TableName, dict[int, Entity]] = field(
         default_factory=lambda: {table: {} for table in CATALOGUE}
@@ -76,19 +82,43 @@ def load(log_dir: str | PathLike[str]) -> Run:
     if not files:
         message = f"{str(folder)!r} holds no gradscope run{_near(folder)}"
         raise NoRunError(message)
-    return _run(folder, _collect(files[-1]))
+    return _run(folder, _collect(files))
+
+
+def continuation(log_dir: Path) -> Continuation | None:
+    """Where the run in the folder stands; None where there is none, or none with a beginning.
+
+    Raises LogVersionError where a newer gradscope wrote it, LogError where it can't be read or
+    has other quantities than this version writes.
+    """
+    found = _collect(run_files(log_dir))
+    if found.header is None:
+        return None
+    if found.header["quantities"] != known_quantities():
+        message = (
+            f"the run in {str(log_dir)!r} has other quantities than this version of gradscope "
+            "writes, and can't be resumed; leave resume out to start a new run beside it"
+        )
+        raise LogError(message)
+    run = _run(log_dir, found)
+    entities = {}
+    for table, known in found.entities.items():
+        # Columns may have lost their names to damage, but not their numbers.
+        widths = (row.shape[1] for row in found.tables[table].values())
+        columns = max([0, *widths, *(column + 1 for column in known)])
+        entities[table] = tuple(known.get(column) for column in range(columns))
+    step = int(run.steps[-1]) + 1 if len(run.steps) else 0
+    return Continuation(step, found.sequence, entities, run.meta, found.coverage)
 
 
 def empty_run(meta: Mapping[str, Any]) -> Run:
     """A run of which nothing could be read."""
-    found = _Collected()
-    quantities = {table: [q.name for q in listed] for table, listed in CATALOGUE.items()}
-    found.header = {
+    header = {
         "format_version": schema.FORMAT_VERSION,
-        "quantities": quantities,
+        "quantities": known_quantities(),
         "meta": meta,
     }
-    return _run(None, found)
+    return _run(None, _Collected(header))
 
 
 def _near(folder: Path) -> str:
@@ -96,14 +126,43 @@ def _near(folder: Path) -> str:
     return f"; its folders {', '.join(runs[:5])} do" if runs else ""
 
 
-def _collect(path: Path) -> _Collected:
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        message = f"{str(path)!r} can't be read: {error}"
-        raise LogError(message) from error
-    found, leftover = _Collected(), framing.Leftover()
-    for record in framing.records(content, leftover):
+def _collect(files: Sequence[Path]) -> _Collected:
+    """The run that the last file with a header begins, and that the files behind it continue."""
+    found = _Collected()
+    for path in files:
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            message = f"{str(path)!r} can't be read: {error}"
+            raise LogError(message) from error
+        leftover = framing.Leftover()
+        records = framing.records(content, leftover)
+        beginning = list(islice(records, _BEGINNING))
+        tags = set(_tags(beginning))
+        if schema.HEADER in tags:
+            found = _Collected()
+        elif schema.RESUMED not in tags or found.header is None:
+            # Of which run it is can't be told.
+            found.left_out.append(f"{path.name}: it has no readable beginning")
+            continue
+        _sort_all(found, chain(beginning, records), leftover, path)
+    return found
+
+
+# The version, then the header or what stands in its place.
+_BEGINNING = 2
+
+
+def _tags(records: Iterable[bytes]) -> Iterator[str]:
+    for record in records:
+        with suppress(DecodeError):
+            yield from (value.tag for value in event_pb2.Event.FromString(record).summary.value)
+
+
+def _sort_all(
+    found: _Collected, records: Iterable[bytes], leftover: framing.Leftover, path: Path
+) -> None:
+    for record in records:
         _sort_in(found, record, path)
     if leftover.damaged_records:
         found.left_out.append(f"{leftover.damaged_records} damaged records of {path.name}")
@@ -112,7 +171,6 @@ def _collect(path: Path) -> _Collected:
             f"the last {leftover.unread_bytes} bytes of {path.name}: "
             "a record torn by a kill, damaged, or still being written"
         )
-    return found
 
 
 # What decoding can raise on a record that is whole by its checksum, and yet not gradscope's.
@@ -140,17 +198,26 @@ def _take(found: _Collected, step: int, value: schema.Value, path: Path) -> None
             message = f"a pulse of shape {rows.shape} with columns {columns}"
             raise ValueError(message)
         found.pulses.append((columns, rows))
-    elif value.tag == schema.ENTITIES:
-        content = schema.read_json(value)
+    elif value.tag in schema.NUMBERED:
+        found.sequence = max(found.sequence, step)
+        _take_json(found, value.tag, schema.read_json(value), path)
+
+
+def _take_json(found: _Collected, tag: str, content: dict[str, Any], path: Path) -> None:
+    if tag == schema.ENTITIES:
         for column, entry in enumerate(content["entities"], start=content["first"]):
             entity = Entity(**{**entry, "shape": tuple(entry["shape"])})
             found.entities[content["table"]][column] = entity
-    elif value.tag == schema.COVERAGE:
-        found.coverage = schema.read_json(value)
-    elif value.tag == schema.PROBLEM:
-        found.problems.append(schema.read_json(value))
-    elif value.tag == schema.HEADER:
-        found.header = _header(schema.read_json(value), path)
+    elif tag == schema.COVERAGE:
+        found.coverage = content
+    elif tag == schema.PROBLEM:
+        # Resumed, a run meets the same limits again.
+        if all(content["message"] != earlier["message"] for earlier in found.problems):
+            found.problems.append(content)
+    elif tag == schema.RESUMED:
+        found.resumed.append(int(content["step"]))
+    else:
+        found.header = _header(content, path)
 
 
 def _take_counts(found: _Collected, step: int, value: schema.Value) -> None:
@@ -203,6 +270,7 @@ def _run(folder: Path | None, found: _Collected) -> Run:
     meta = dict(found.header["meta"])
     meta["log_dir"] = None if folder is None else str(folder)
     meta["format_version"] = found.header["format_version"]
+    meta["resumed"] = sorted(set(found.resumed))
     meta["coverage"] = found.coverage
     meta["problems"] = found.problems
     meta["left_out"] = found.left_out

@@ -35,11 +35,15 @@ FILE_SUFFIX = ".gradscope"
 FILE_PREFIX = "events.out.tfevents."
 
 HEADER = "gradscope/header"
+# What a further file of the same run begins with, in place of the header.
+RESUMED = "gradscope/resumed"
 ENTITIES = "gradscope/entities"
 PULSE = "gradscope/pulse"
 PROBLEM = "gradscope/problem"
 COVERAGE = "gradscope/coverage"
 HISTOGRAMS = "gradscope/histograms"
+# JSON, which is of no step: numbered by a sequence of their own.
+NUMBERED = frozenset({HEADER, RESUMED, ENTITIES, PROBLEM, COVERAGE})
 # For TensorBoard alone.
 FINDINGS = "gradscope/findings"
 WORST_LAYERS = "gradscope/worst_layers"

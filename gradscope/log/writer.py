@@ -1,10 +1,10 @@
-"""Writing a run: one event file, every record in the operating system's hands at once."""
+"""Writing a run: event files, every record in the operating system's hands at once."""
 
 import os
 import socket
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -27,14 +27,27 @@ def run_files(log_dir: Path) -> list[Path]:
     )
 
 
-def make_run_dir(wanted: Path) -> Path:
-    """Make the folder for a new run: `wanted`, or a sibling if that holds a run already.
+@dataclass(frozen=True, slots=True)
+class Continuation:
+    """Where a run stands that is to go on."""
+
+    # The first step that is new, and the last number that a JSON record was given.
+    step: int
+    sequence: int
+    # By column; None where the record that held the entity is damaged.
+    entities: Mapping[TableName, tuple[Entity | None, ...]]
+    meta: Mapping[str, Any]
+    coverage: Mapping[str, Any]
+
+
+def make_run_dir(wanted: Path, *, resume: bool = False) -> Path:
+    """Make the folder for a run: `wanted`, or a sibling if that holds a run that is not resumed.
 
     Raises LogError where a file is in the way or the folder can't be made or written.
     """
     log_dir, number = wanted, 1
     try:
-        while log_dir.is_dir() and run_files(log_dir):
+        while not resume and log_dir.is_dir() and run_files(log_dir):
             number += 1
             whole = wanted.absolute()
             log_dir = whole.with_name(f"{whole.name}-{number}")
@@ -48,20 +61,35 @@ def make_run_dir(wanted: Path) -> Path:
     return log_dir
 
 
+def known_quantities() -> dict[TableName, list[str]]:
+    """The quantities of each table that this version writes, in their order."""
+    return {table: [quantity.name for quantity in listed] for table, listed in CATALOGUE.items()}
+
+
+def _second(path: Path) -> int:
+    """The time in a file's name; 0 in a name that is not the writer's."""
+    digits = path.name.removeprefix(schema.FILE_PREFIX).partition(".")[0]
+    return int(digits) if digits.isdecimal() else 0
+
+
 class RunWriter:
-    """Appends the records of one run to one event file.
+    """Appends the records of one run to an event file of its own.
 
     A record is handed to the operating system when it is written, so that a killed process
     loses nothing that was written. Not thread-safe: one thread writes. Raises OSError.
     """
 
-    def __init__(self, log_dir: Path, meta: Mapping[str, Any]) -> None:
+    def __init__(
+        self, log_dir: Path, meta: Mapping[str, Any], earlier: Continuation | None = None
+    ) -> None:
         now = time.time()
-        name = (
-            f"{schema.FILE_PREFIX}{int(now):010d}.{time.monotonic_ns()}."
-            f"{socket.gethostname()}.{os.getpid()}{schema.FILE_SUFFIX}"
-        )
         try:
+            # Files are read in the order of their names, and clocks differ between machines.
+            last = max(map(_second, run_files(log_dir)), default=0)
+            name = (
+                f"{schema.FILE_PREFIX}{max(int(now), last + 1):010d}.{time.monotonic_ns()}."
+                f"{socket.gethostname()}.{os.getpid()}{schema.FILE_SUFFIX}"
+            )
             # Unbuffered: what is written outlives the process.
             self._file: BinaryIO = (log_dir / name).open("xb", buffering=0)
         except OSError as error:
@@ -70,13 +98,17 @@ class RunWriter:
         self._sequence = 0
         self._entities: dict[TableName, int] = {}
         self._write(event_pb2.Event(wall_time=now, file_version="brain.Event:2"))
-        quantities = {table: [q.name for q in listed] for table, listed in CATALOGUE.items()}
-        header = {
-            "format_version": schema.FORMAT_VERSION,
-            "quantities": quantities,
-            "meta": meta,
-        }
-        self._json(schema.HEADER, header)
+        if earlier is None:
+            header = {
+                "format_version": schema.FORMAT_VERSION,
+                "quantities": known_quantities(),
+                "meta": meta,
+            }
+            self._json(schema.HEADER, header)
+        else:
+            self._sequence = earlier.sequence
+            self._entities = {table: len(known) for table, known in earlier.entities.items()}
+            self._json(schema.RESUMED, {"step": earlier.step})
 
     def entities(self, table: TableName, new: Sequence[Entity]) -> None:
         """Append to the entity list of a table."""

@@ -44,7 +44,9 @@ def _steps(run: Run) -> str:
         return "none was seen"
     cadence = run.meta.get("cadence")
     recorded = f"{len(run.recorded_steps):,} recorded" + (f" ({cadence})" if cadence else "")
-    return f"{run.steps[0]} to {run.steps[-1]}, {recorded}"
+    resumed = [f"{step:,}" for step in run.meta.get("resumed", ())]
+    again = f", resumed at {listed(resumed, _NAMED)}" if resumed else ""
+    return f"{run.steps[0]} to {run.steps[-1]}, {recorded}{again}"
 
 
 def _optimizers(meta: Mapping[str, Any]) -> str:

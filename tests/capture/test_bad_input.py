@@ -104,7 +104,12 @@ REFUSED: dict[str, Refused] = {
         ConfigError,
         ("on_finding=", "not available", "scope.report()"),
     ),
-    "resume": ({"resume": True}, ConfigError, ("resume=True", "not available", "folder")),
+    "resume without a folder": (
+        {"resume": True, "log_dir": None},
+        ConfigError,
+        ("resume=True", "log_dir"),
+    ),
+    "resume is a folder": ({"resume": "runs/first"}, TypeError, ("runs/first", "True or False")),
     "level deep": ({"level": "deep"}, ConfigError, ("level='deep'", "parameters", "full")),
     "level unknown": ({"level": "ful"}, ConfigError, ("level='ful'", "parameters", "full")),
     "include is a number": ({"include": [3]}, TypeError, ("include=[3]", "pattern")),
