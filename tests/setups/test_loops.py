@@ -1,0 +1,312 @@
+"""Whatever the loop looks like, what is recorded is what the optimizers were given."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+from torch.optim import LBFGS, SGD, Adam, AdamW, Optimizer, RMSprop
+from torch.optim.lr_scheduler import LambdaLR, OneCycleLR, ReduceLROnPlateau
+from torch.optim.swa_utils import SWALR, AveragedModel, get_ema_multi_avg_fn, update_bn
+
+from tests.capture.trainings import mlp_model, vectors
+from tests.setups.reference_loops import STEPS, Loop, assert_received, backward, followed, loss_of
+
+Build = Callable[[], Loop]
+
+
+def one_by_one(make: Callable[[nn.Module], Optimizer]) -> Loop:
+    model = mlp_model()
+    optimizer = make(model)
+
+    def body(number: int) -> None:
+        del number
+        backward(model, optimizer)
+        optimizer.step()
+
+    return Loop(model, [optimizer], body)
+
+
+# Closures.
+
+
+def with_closure(make: Callable[[nn.Module], Optimizer], *, keyword: bool = False) -> Loop:
+    """Forward and backward inside `step`, as Lightning does."""
+    model = mlp_model()
+    optimizer = make(model)
+
+    def body(number: int) -> None:
+        del number
+        x, y = vectors()
+
+        def closure() -> float:
+            loss = F.cross_entropy(model(x), y)
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+            return loss.item()
+
+        if keyword:
+            optimizer.step(closure=closure)
+        else:
+            optimizer.step(closure)
+
+    return Loop(model, [optimizer], body)
+
+
+def lbfgs(model: nn.Module) -> Optimizer:
+    return LBFGS(model.parameters(), lr=0.5, max_iter=5, line_search_fn="strong_wolfe")
+
+
+# Gradients that gather in other ways.
+
+
+def accumulated() -> Loop:
+    model = mlp_model()
+    optimizer = AdamW(model.parameters())
+
+    def body(number: int) -> None:
+        # The last is shorter, as at the end of an epoch.
+        for _ in range(2 if number == STEPS - 1 else 3):
+            (loss_of(model) / 3).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return Loop(model, [optimizer], body)
+
+
+def several_backwards() -> Loop:
+    """Of losses that share a graph: it is kept."""
+    model = mlp_model()
+    optimizer = SGD(model.parameters(), lr=0.1)
+
+    def body(number: int) -> None:
+        del number
+        optimizer.zero_grad()
+        x, y = vectors()
+        output = model(x)
+        F.cross_entropy(output, y).backward(retain_graph=True)
+        output.square().mean().backward()
+        optimizer.step()
+
+    return Loop(model, [optimizer], body)
+
+
+def gradient_penalty(*, of_parameters: bool) -> Loop:
+    model = mlp_model()
+    optimizer = SGD(model.parameters(), lr=0.1)
+
+    def body(number: int) -> None:
+        del number
+        optimizer.zero_grad()
+        x, y = vectors()
+        x.requires_grad_()
+        loss = F.cross_entropy(model(x), y)
+        wrt = list(model.parameters()) if of_parameters else [x]
+        gradients = torch.autograd.grad(loss, wrt, create_graph=True)
+        (loss + sum(g.square().sum() for g in gradients)).backward()
+        optimizer.step()
+
+    return Loop(model, [optimizer], body)
+
+
+def kept_graph() -> Loop:
+    """`backward(create_graph=True)`: the gradients have a graph of their own."""
+    model = mlp_model()
+    optimizer = SGD(model.parameters(), lr=0.1)
+
+    def body(number: int) -> None:
+        del number
+        optimizer.zero_grad()
+        x, y = vectors()
+        gradients = torch.autograd.grad(
+            F.cross_entropy(model(x), y), list(model.parameters()), create_graph=True
+        )
+        for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+            parameter.grad = gradient
+        optimizer.step()
+
+    return Loop(model, [optimizer], body)
+
+
+def zeros_kept() -> Loop:
+    """`zero_grad(set_to_none=False)`, with a layer that rests at every second step."""
+    model = mlp_model()
+    optimizer = Adam(model.parameters(), lr=0.01)
+
+    def body(number: int) -> None:
+        optimizer.zero_grad(set_to_none=False)
+        x, y = vectors()
+        output = model[:4](x) if number % 2 else model(x)
+        F.cross_entropy(output, y).backward()
+        optimizer.step()
+
+    return Loop(model, [optimizer], body)
+
+
+def pushed_before_the_step() -> Loop:
+    """Gradients that the loop itself changes: clipped by value, with noise."""
+    model = mlp_model()
+    optimizer = RMSprop(model.parameters(), lr=0.01)
+
+    def body(number: int) -> None:
+        del number
+        backward(model, optimizer)
+        nn.utils.clip_grad_value_(model.parameters(), 0.01)
+        for parameter in model.parameters():
+            assert parameter.grad is not None
+            parameter.grad += 0.001 * torch.randn_like(parameter)
+        optimizer.step()
+
+    return Loop(model, [optimizer], body)
+
+
+# Several optimizers.
+
+
+def body_and_head(model: nn.Sequential) -> tuple[Optimizer, Optimizer]:
+    body = SGD([*model[0].parameters(), *model[2].parameters()], lr=0.1)
+    return body, Adam(model[4].parameters(), lr=0.01)
+
+
+def head_at_every_second_step() -> Loop:
+    model = mlp_model()
+    slow, fast = body_and_head(model)
+
+    def body(number: int) -> None:
+        backward(model, slow, fast)
+        fast.step()
+        if number % 2:
+            slow.step()
+
+    return Loop(model, [slow, fast], body)
+
+
+def in_backward() -> Loop:
+    """An optimizer for each parameter, that steps as soon as the gradient is there."""
+    model = mlp_model()
+    optimizers: dict[Tensor, Optimizer] = {
+        p: SGD([p], lr=0.1, momentum=0.9) for p in model.parameters()
+    }
+
+    def step(parameter: Tensor) -> None:
+        optimizers[parameter].step()
+        optimizers[parameter].zero_grad()
+
+    for parameter in model.parameters():
+        parameter.register_post_accumulate_grad_hook(step)
+    return Loop(model, list(optimizers.values()), lambda _: loss_of(model).backward())
+
+
+# What comes around the training.
+
+
+def scheduled() -> Loop:
+    loop = one_by_one(lambda model: AdamW(model.parameters(), lr=0.1))
+    optimizer = loop.optimizers[0]
+    schedules = [
+        LambdaLR(optimizer, lambda step: 0.5**step),
+        OneCycleLR(optimizer, max_lr=0.1, total_steps=2 * STEPS),
+    ]
+    plateau = ReduceLROnPlateau(optimizer, patience=0)
+    train = loop.body
+
+    def body(number: int) -> None:
+        train(number)
+        for schedule in schedules:
+            schedule.step()
+        plateau.step(1.0)
+
+    loop.body = body
+    return loop
+
+
+def averaged() -> Loop:
+    """An EMA copy made at once, an SWA copy in mid-training; both are evaluated."""
+    model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 5))
+    optimizer = SGD(model.parameters(), lr=0.1)
+    schedule = SWALR(optimizer, swa_lr=0.05, anneal_epochs=2)
+    copies = [AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9))]
+
+    def body(number: int) -> None:
+        backward(model, optimizer)
+        if number == 2:
+            # Within a step that is recorded: the hooks are copied, too.
+            copies.append(AveragedModel(model))
+        optimizer.step()
+        schedule.step()
+        for copy in copies:
+            copy.update_parameters(model)
+            loss_of(copy)
+            update_bn([vectors()[0]], copy)
+
+    return Loop(model, [optimizer], body)
+
+
+def evaluated() -> Loop:
+    """Evaluation and inference wherever they fit."""
+    model = mlp_model()
+    optimizer = SGD(model.parameters(), lr=0.1)
+
+    def evaluate() -> None:
+        model.eval()
+        with torch.no_grad():
+            loss_of(model)
+        with torch.inference_mode():
+            loss_of(model)
+        model.train()
+
+    def body(number: int) -> None:
+        del number
+        evaluate()
+        optimizer.zero_grad()
+        loss = loss_of(model)
+        evaluate()
+        loss.backward()
+        evaluate()
+        optimizer.step()
+        evaluate()
+
+    return Loop(model, [optimizer], body)
+
+
+LOOPS: dict[str, Build] = {
+    "sgd": lambda: one_by_one(lambda m: SGD(m.parameters(), lr=0.1, momentum=0.9, nesterov=True)),
+    "sgd, fused": lambda: one_by_one(lambda m: SGD(m.parameters(), lr=0.1, fused=True)),
+    "maximizing": lambda: one_by_one(lambda m: SGD(m.parameters(), lr=0.1, maximize=True)),
+    "adam, foreach": lambda: one_by_one(lambda m: Adam(m.parameters(), foreach=True)),
+    "adamw, foreach": lambda: one_by_one(lambda m: AdamW(m.parameters(), foreach=True)),
+    "adam, fused": lambda: one_by_one(lambda m: Adam(m.parameters(), fused=True)),
+    "adamw, fused": lambda: one_by_one(lambda m: AdamW(m.parameters(), fused=True)),
+    "lbfgs": lambda: with_closure(lbfgs),
+    "adamw, closure": lambda: with_closure(lambda m: AdamW(m.parameters())),
+    "sgd, closure by keyword": lambda: with_closure(
+        lambda m: SGD(m.parameters(), lr=0.1), keyword=True
+    ),
+    "accumulation": accumulated,
+    "several backwards": several_backwards,
+    "penalty on the input's gradient": lambda: gradient_penalty(of_parameters=False),
+    "penalty on the parameters' gradient": lambda: gradient_penalty(of_parameters=True),
+    "gradients with a graph": kept_graph,
+    "zeros kept": zeros_kept,
+    "gradients changed by the loop": pushed_before_the_step,
+    "one optimizer at every second step": head_at_every_second_step,
+    "optimizer in backward": in_backward,
+    "schedules": scheduled,
+    "averaged copies": averaged,
+    "evaluation": evaluated,
+}
+
+
+@pytest.mark.parametrize("given", [True, False], ids=["given", "found"])
+@pytest.mark.parametrize("name", LOOPS)
+def test_records_what_the_optimizers_received(name: str, given: bool, tmp_path: Path) -> None:
+    run, received = followed(LOOPS[name], tmp_path, given=given)
+    assert list(run.steps) == list(range(STEPS))
+    assert_received(run.parameters, received)
+    assert list(run.scalars["loss"]) == list(range(STEPS))
+    assert run.meta["problems"] == []
+    assert np.isfinite(run.scalars["learning_rate"]).all()
