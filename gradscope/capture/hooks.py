@@ -103,8 +103,12 @@ class Hooks:
 
         `before` and `after` are bound methods; torch's global list keeps neither alive.
         """
-        self._handles.append(register_optimizer_step_pre_hook(_weakly(before)))
+        self.before_any_step(before)
         self._handles.append(register_optimizer_step_post_hook(_weakly(after)))
+
+    def before_any_step(self, target: Callable[[Optimizer, Any, Any], Any]) -> None:
+        """Call target before each step of any optimizer in the process; as above."""
+        self._handles.append(register_optimizer_step_pre_hook(_weakly(target)))
 
     def remove(self) -> None:
         """Remove them all."""

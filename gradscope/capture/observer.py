@@ -72,7 +72,7 @@ class Observer:
         self._next = 0
         self._pulses = Pulses(guard)
         self._flushed_at = time.monotonic()
-        self.optimizers = Optimizers(model)
+        self.optimizers = Optimizers(model, guard)
         self.counts = {
             "forwards": 0,
             "optimizer_steps": 0,
@@ -156,8 +156,7 @@ class Observer:
     def hand_step(self) -> None:
         """The gradients are complete, and a hand-written update is about to use them."""
         step = self._begin()
-        parameters: list[Tensor] = [p for p in self.model.parameters() if p.requires_grad]
-        self._read(step, parameters)
+        self._read([p for p in self.model.parameters() if p.requires_grad])
         self._mark_stepped(step, 0)
 
     @property
@@ -302,33 +301,32 @@ class Observer:
         if self._open is not None and id(optimizer) in self._open.stepped:
             self.close_step()
         step = self._ensure_open()
-        self._pulses.rate(optimizer.param_groups[0].get("lr", math.nan))
         self.optimizers.note(optimizer)
-        if step.rows is None:
-            return
-        if may_skip(optimizer):
+        if step.rows is not None and may_skip(optimizer):
             message = (
                 f"{type(optimizer).__name__} is fused with a GradScaler: its gradients may be "
                 "scaled and its steps skipped, so they are not recorded; build it with fused=False"
             )
             self._guard.say("parameters", message)
             return
-        if self._taps is not None and called_by_grad_scaler():
+        if step.rows is not None and self._taps is not None and called_by_grad_scaler():
             message = (
                 "output gradients are multiplied by the GradScaler's scale; parameters' are not"
             )
             self._guard.say("output gradients", message, aloud=False)
-        read = partial(self._guard.run, STEPS, self._read, step, parameters)
+        read = partial(self._guard.run, STEPS, self._read, parameters)
         # With a closure the gradient exists when that first returns; nothing is updated before.
+        # By then it may have opened the next step: another optimizer's turn is over.
         if (arguments := with_closure(args, kwargs, read)) is not None:
             wrapped.append(arguments)
         else:
-            self._read(step, parameters)
+            self._read(parameters)
 
     @torch.no_grad()
-    def _read(self, step: _Step, parameters: list[Tensor]) -> None:
+    def _read(self, parameters: list[Tensor]) -> None:
         """Read what the optimizer is given; at the first reading also all weights."""
-        if step is not self._open or step.rows is None:
+        step = self._open
+        if step is None or step.rows is None:
             return
         if step.reader is None:
             self._roster.resolve_parameters()
@@ -347,6 +345,7 @@ class Observer:
         if step.reader is not None:
             with torch.no_grad():
                 step.reader.updates(parameters)
+        self._pulses.rate(optimizer.param_groups[0].get("lr", math.nan))
         self._mark_stepped(step, id(optimizer))
         if not self.counts["forwards"] and not self._watching_parts:
             # The loop calls the model's parts one by one, as GANs do.

@@ -8,12 +8,15 @@ from weakref import WeakKeyDictionary
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from gradscope.capture.guard import STEPS, Guard
+
 
 class Optimizers:
     """The optimizers of one model: those that were named, and those that have stepped."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, guard: Guard) -> None:
         self._model = model
+        self._guard = guard
         # Whether they hold any of the model's parameters, as last looked up.
         self._ours: WeakKeyDictionary[Optimizer, tuple[tuple[int, ...], bool]] = WeakKeyDictionary()
         self._known: WeakKeyDictionary[Optimizer, None] = WeakKeyDictionary()
@@ -22,6 +25,19 @@ class Optimizers:
     def expect(self, optimizer: Optimizer) -> None:
         """One that was named when watching began."""
         self._known[optimizer] = None
+
+    def before_any_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        """A step begins, of those that were named or another: of another say what is missed."""
+        del args, kwargs
+        self._guard.run(STEPS, self._look_for_others, optimizer)
+
+    def _look_for_others(self, optimizer: Optimizer) -> None:
+        if optimizer not in self._known and self.parameters_of(optimizer):
+            message = (
+                f"another {type(optimizer).__name__} trains this model, and was not given to "
+                "watch(): its steps are not recorded; leave out optimizer to watch every one"
+            )
+            self._guard.say("optimizers", message)
 
     def parameters_of(self, optimizer: Optimizer) -> list[Tensor]:
         """Its parameters if it holds any of the model's, else none."""
@@ -58,14 +74,20 @@ class Optimizers:
 def with_closure(
     args: Any, kwargs: Any, after: Callable[[], None]
 ) -> tuple[Any, dict[str, Any]] | None:
-    """The arguments of a step, `after` being called after its closure; None without a closure."""
+    """The arguments of a step, `after` being called when its closure first returns.
+
+    None without a closure.
+    """
     closure = args[1] if len(args) > 1 else kwargs.get("closure")
     if not callable(closure):
         return None
 
+    waiting = [after]
+
     def watched() -> Any:
         result = closure()
-        after()
+        while waiting:
+            waiting.pop()()
         return result
 
     if len(args) > 1:

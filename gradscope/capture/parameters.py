@@ -45,7 +45,11 @@ class _Pending:
 
 
 class ParameterReader:
-    """Reads the parameters of one recorded step: each once, at its optimizer's step."""
+    """Reads the parameters of one recorded step: each once, at its optimizer's step.
+
+    Anew if another step begins with them before the first has ended: that one failed and is tried
+    again, or is an optimizer's that has another do the update, as sharpness-aware ones do.
+    """
 
     def __init__(
         self, roster: Roster, rows: Rows, samples: "CoordinateSamples", guard: Guard
@@ -56,6 +60,7 @@ class ParameterReader:
         self._known = roster.parameters
         self._read: set[int] = set()
         self._missing: set[int] = set()
+        self._updated: set[int] = set()
         self._pending: list[_Pending] = []
 
     @property
@@ -85,13 +90,27 @@ class ParameterReader:
             known = self._known.get(id(parameter))
             if known is not None:
                 self._rows.flag("in_optimizer", known[0], 1.0)
+        given = [self._known[id(p)] for p in parameters if id(p) in self._known]
+        self._forget({row for row, _ in given} & self._read - self._updated)
         earlier = len(self._pending)
-        for parameter in parameters:
-            known = self._known.get(id(parameter))
-            if known is not None and parameter.requires_grad and known[0] not in self._read:
-                self._read.add(known[0])
-                self._read_one(known[0], parameter)
+        for row, parameter in given:
+            if parameter.requires_grad and row not in self._read:
+                self._read.add(row)
+                self._read_one(row, parameter)
         self._guard.run(HISTOGRAMS, self._count, self._pending[earlier:])
+
+    def _forget(self, again: set[int]) -> None:
+        if not again:
+            return
+        kinds = {"gradient", "magnitudes", "weight"}
+        entries = self._rows.entries
+        self._rows.entries = [e for e in entries if not (e[0] in kinds and e[1] in again)]
+        self._pending = [entry for entry in self._pending if entry.row not in again]
+        self._read -= again
+        self._missing -= again
+        for row, parameter in self._known.values():
+            if row in again:
+                self._rows.add("weight", row, statistics.squares(parameter))
 
     def _read_one(self, row: int, parameter: Tensor) -> None:
         gradient = parameter.grad
@@ -124,6 +143,8 @@ class ParameterReader:
     def updates(self, parameters: Iterable[Tensor] | None = None) -> None:
         """What the step changed, of these parameters (None: of all that were read)."""
         wanted = None if parameters is None else {id(parameter) for parameter in parameters}
+        ended = self._known.keys() if wanted is None else self._known.keys() & wanted
+        self._updated |= {self._known[key][0] for key in ended}
         still_pending = []
         for entry in self._pending:
             if wanted is not None and id(entry.parameter) not in wanted:

@@ -326,6 +326,7 @@ class Scope:
             for optimizer in optimizers:
                 self._observer.optimizers.expect(optimizer)
                 self._hooks.around_step(optimizer, before, after)
+            self._hooks.before_any_step(self._observer.optimizers.before_any_step)
 
     def _watch_parts(self) -> None:
         for part in self._observer.model.children():

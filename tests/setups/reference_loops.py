@@ -101,6 +101,8 @@ class Loop:
     model: nn.Module
     optimizers: list[Optimizer]
     body: Callable[[int], object]
+    # Before a step: may change the model, and add to the optimizers.
+    change: Callable[[int], object] = lambda _: None
 
 
 def loss_of(model: nn.Module) -> Tensor:
@@ -121,8 +123,14 @@ def followed(
     torch.manual_seed(0)
     loop = build()
     received = Received(loop.model, loop.optimizers)
-    with watch(loop.model, loop.optimizers if given else None, log_dir=folder, every=1) as scope:
+    optimizers = list(loop.optimizers) if given else None
+    with watch(loop.model, optimizers, log_dir=folder, every=1) as scope:
         for number in range(STEPS):
+            known = list(loop.optimizers)
+            loop.change(number)
+            for optimizer in loop.optimizers:
+                if optimizer not in known:
+                    received.follow(optimizer)
             loop.body(number)
             scope.log(loss=float(number))
             received.step_ends()
