@@ -1,5 +1,7 @@
 """A run that is resumed goes on as one run."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +162,47 @@ def test_other_settings_are_said(session: Session, tmp_path: Path) -> None:
     (said,) = unseen(run)
     for words in ("step 2", "level 'parameters'", "'full'"):
         assert words in said
+
+
+# A training, killed over and over: it says when it has done a step.
+PROGRAM = """
+import sys
+import torch
+from torch import nn
+from gradscope.capture.scope import watch
+
+torch.manual_seed(0)
+model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 5))
+optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+scope = watch(model, optimizer, log_dir=sys.argv[1], every=1, resume=True)
+while True:
+    model(torch.randn(4, 6)).square().mean().backward()
+    optimizer.step()
+    scope.log(loss=1.0)
+    print("step", flush=True)
+"""
+
+
+def test_killed_again_and_again(tmp_path: Path) -> None:
+    ends = []
+    for _ in range(2):
+        program = [sys.executable, "-c", PROGRAM, str(tmp_path)]
+        with subprocess.Popen(program, stdout=subprocess.PIPE, text=True) as child:
+            assert child.stdout is not None
+            # More than what may wait to be written.
+            for _ in range(300):
+                assert child.stdout.readline() == "step\n"
+            child.kill()
+        ends.append(int(load(tmp_path).steps[-1]))
+    assert 0 < ends[0] < ends[1]
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 5))
+    run = Session(model).watched(tmp_path, 3)
+    assert list(run.steps) == list(range(ends[1] + 4))
+    assert run.meta["resumed"] == [ends[0] + 1, ends[1] + 1]
+    assert len(run.parameters.names) == 4
+    assert not np.isnan(run.parameters["grad_norm"]).any()
+    assert list(run.recorded_steps) == list(run.steps)
 
 
 # The model.

@@ -164,6 +164,21 @@ def pushed_before_the_step() -> Loop:
     return Loop(model, [optimizer], body)
 
 
+def some_skipped() -> Loop:
+    """A batch whose gradients are thrown away: the step goes on with the next."""
+    model = mlp_model()
+    optimizer = AdamW(model.parameters(), lr=0.01)
+
+    def body(number: int) -> None:
+        for _ in range(number % 3):
+            (loss_of(model) * float("inf")).backward()
+            optimizer.zero_grad()
+        backward(model, optimizer)
+        optimizer.step()
+
+    return Loop(model, [optimizer], body)
+
+
 # Several optimizers.
 
 
@@ -292,6 +307,7 @@ LOOPS: dict[str, Build] = {
     "penalty on the parameters' gradient": lambda: gradient_penalty(of_parameters=True),
     "gradients with a graph": kept_graph,
     "zeros kept": zeros_kept,
+    "skipped steps": some_skipped,
     "gradients changed by the loop": pushed_before_the_step,
     "one optimizer at every second step": head_at_every_second_step,
     "optimizer in backward": in_backward,
