@@ -164,6 +164,22 @@ def test_other_settings_are_said(session: Session, tmp_path: Path) -> None:
         assert words in said
 
 
+def test_limit_that_every_session_meets_is_said_once(session: Session, tmp_path: Path) -> None:
+    def train_without_a_word_of_the_loss() -> Run:
+        with watch(session.model, log_dir=tmp_path, resume=True) as scope:
+            for _ in range(4):
+                x, y = vectors()
+                F.cross_entropy(session.model(x), y).backward()
+                session.optimizer.step()
+            return scope.run()
+
+    for _ in range(2):
+        with pytest.warns(GradscopeWarning, match="no loss was seen"):
+            live = train_without_a_word_of_the_loss()
+        for run in (live, load(tmp_path)):
+            assert len(run.meta["problems"]) == 1
+
+
 # A training, killed over and over: it says when it has done a step.
 PROGRAM = """
 import sys
@@ -303,20 +319,25 @@ def test_session_that_was_killed_in_its_beginning_is_left_out(
 def test_entities_lost_to_damage_shift_no_names(session: Session, tmp_path: Path) -> None:
     session.watched(tmp_path, 2)
     (file,) = run_files(tmp_path)
+    grown = Session(nn.Sequential(*session.model.children(), nn.Linear(5, 5)))
+    grown.watched(tmp_path, 1)
+    # The names of the first six columns; those of the seventh and eighth are in another file.
     content = bytearray(file.read_bytes())
     content[content.index(b'"4.bias"')] ^= 1
     file.write_bytes(content)
-    assert "4.bias" not in load(tmp_path).parameters.names
-    run = session.watched(tmp_path, 3)
-    # They are there again, from now on.
-    later = session.reference.steps[2:]
-    rows = slice(2, 5)
-    for quantity in ("grad_norm", "grad_mean", "grad_absmax", "update_norm", "weight_norm"):
+    assert load(tmp_path).parameters.names == ("5.weight", "5.bias")
+    run = grown.watched(tmp_path, 3)
+    names = ("0.weight", "0.bias", "2.weight", "2.bias", "4.weight", "4.bias")
+    assert run.parameters.names == ("5.weight", "5.bias", *names)
+    for step, numbers in zip((2, 3, 4, 5), grown.reference.steps, strict=True):
         for column, name in enumerate(run.parameters.names):
-            wanted = [step[name][quantity] for step in later]
-            np.testing.assert_allclose(run.parameters[quantity][rows, column], wanted, rtol=1e-4)
-    assert set(run.parameters.names) == set(later[0])
-    assert set(run.modules.names) == {*"01234", "(root)"}
+            for quantity in ("grad_norm", "grad_mean", "grad_absmax", "update_norm"):
+                found = run.parameters[quantity][step, column]
+                # Of the step before the damage was found the names are gone.
+                wanted = np.nan if step == 2 and name in names else numbers[name][quantity]
+                np.testing.assert_allclose(found, wanted, rtol=1e-4)
+    assert np.isnan(run.parameters["grad_norm"][:2]).all()
+    assert set(run.modules.names) == {*"012345", "(root)"}
 
 
 def test_clock_that_is_behind_does_not_change_the_order(session: Session, tmp_path: Path) -> None:
