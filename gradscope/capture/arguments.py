@@ -4,19 +4,19 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import nn
+from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
 from gradscope.errors import ConfigError, ConfigTypeError
 
 
-def refuse(*, every: object, budget: object, scaler: object, on_finding: object) -> None:
+def refuse(*, every: object, budget: object, on_finding: object) -> None:
     """Arguments of the frozen signature whose meaning comes later."""
     if every is not None and budget is not None:
         message = f"every={every!r} and budget={budget!r} contradict each other; give one of them"
         raise ConfigError(message)
     ways_out = {
         "budget": (budget, "use every=k to choose the cadence"),
-        "scaler": (scaler, "leave it out: parameter gradients are read unscaled at the step"),
         "on_finding": (on_finding, "call scope.report() in the loop"),
     }
     for name, (value, way_out) in ways_out.items():
@@ -79,6 +79,17 @@ def _each(given: Any) -> Iterator[Optimizer]:
     except TypeError:
         message = f"optimizer={type(given).__name__} is neither an optimizer nor a sequence of them"
         raise ConfigTypeError(message) from None
+
+
+def checked_scaler(scaler: object) -> GradScaler | None:
+    """The scaler is torch's, or there is none."""
+    if scaler is None or isinstance(scaler, GradScaler):
+        return scaler
+    message = (
+        f"scaler={scaler!r} is not a torch.amp.GradScaler; without one parameter gradients are "
+        "unscaled, output gradients are not"
+    )
+    raise ConfigTypeError(message)
 
 
 def check_criterion(criterion: object) -> None:

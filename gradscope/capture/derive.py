@@ -29,6 +29,8 @@ RowsByKind = dict[What, list[tuple[int, F64]]]
 # Half of the entries: then the sample's own error doubles.
 _IDLE = 0.5
 
+_SMALLEST = np.finfo(np.float32).smallest_subnormal
+
 _COUNT, _SUM, _SUMSQ, _MIN, _MAX, _ZEROS, _NONFINITE = range(len(MOMENTS))
 
 
@@ -69,8 +71,12 @@ def _table(
         if quantity.name in columns:
             entities, values = columns[quantity.name]
             row[entities] = values
-    # What float32 can't hold becomes infinite: larger than every limit.
-    return table.astype(np.float32)
+    # What float32 can't hold becomes infinite: larger than every limit. Or its smallest number:
+    # zero means that nothing was there.
+    narrow = table.astype(np.float32)
+    lost = (narrow == 0) & (table != 0)
+    narrow[lost] = np.copysign(_SMALLEST, table[lost])
+    return narrow
 
 
 def _parameters(rows: RowsByKind, flags: Mapping[str, Mapping[int, float]]) -> _Columns:
@@ -153,12 +159,15 @@ def _described(prefix: str, rows: Sequence[tuple[int, F64]] | None) -> _Columns:
     count = np.where(merged[:, _COUNT] > 0, merged[:, _COUNT], np.nan)
     mean = merged[:, _SUM] / count
     square = merged[:, _SUMSQ] / count
+    absmax = np.maximum(merged[:, _MAX], -merged[:, _MIN])
+    # Of float64 entries below 1e-162 the squares are zero; the largest one is a lower bound.
+    norm = np.maximum(np.sqrt(square * count), absmax)
     quantities = {
-        "norm": np.sqrt(square * count),
-        "rms": np.sqrt(square),
+        "norm": norm,
+        "rms": norm / np.sqrt(count),
         "mean": mean,
         "std": np.sqrt(np.maximum(square - mean**2, 0.0)),
-        "absmax": np.where(count > 0, np.maximum(merged[:, _MAX], -merged[:, _MIN]), np.nan),
+        "absmax": np.where(count > 0, absmax, np.nan),
         "zero_fraction": merged[:, _ZEROS] / count,
         "nonfinite": merged[:, _NONFINITE],
     }

@@ -13,6 +13,7 @@ from gradscope.capture.guard import OUTPUTS, Guard
 from gradscope.capture.hooks import Hooks, on_gradient
 from gradscope.capture.outputs import first_tensor
 from gradscope.capture.recorder import Rows
+from gradscope.capture.scaling import LossScaling
 
 # An output at or beyond these is saturated: the derivative there is below 6 % of its largest
 # (tanh: |y| > 0.97, the limit of Karpathy's makemore, part 3; sigmoid is a scaled tanh).
@@ -46,8 +47,11 @@ class _Activity:
 class ModuleTaps:
     """Hooks on the watched modules while a step is recorded; none in between."""
 
-    def __init__(self, roster: Roster, config: CaptureConfig, guard: Guard) -> None:
+    def __init__(
+        self, roster: Roster, config: CaptureConfig, guard: Guard, scaling: LossScaling
+    ) -> None:
         self._roster = roster
+        self._scaling = scaling
         self._config = config
         self._guard = guard
         self._hooks = Hooks(self)
@@ -193,7 +197,8 @@ class ModuleTaps:
     def _measure(self, rows: Rows, row: int, module: nn.Module, output: Tensor) -> None:
         rows.add("output", row, statistics.moments(output))
         limits = _saturation(module)
-        if limits is not None:
+        # What has no order has no end of its range.
+        if limits is not None and not output.is_complex():
             outside = statistics.count_outside(output, *limits)
             rows.add("saturated", row, outside, float(output.numel()))
         if output.dim() < 2 or output.numel() == 0:  # noqa: PLR2004  (no batch dimension)
@@ -220,7 +225,8 @@ class ModuleTaps:
         if rows is self._rows:
             self._seen.add(row)
             with torch.no_grad():
-                rows.add("output_gradient", row, statistics.moments(gradient))
+                moments = self._scaling.unscaled(statistics.moments(gradient))
+                rows.add("output_gradient", row, moments)
 
 
 class _GradientTap:

@@ -3,44 +3,33 @@
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
 from gradscope.capture import coverage, statistics
 from gradscope.capture.cadence import is_recorded
 from gradscope.capture.config import CaptureConfig
-from gradscope.capture.context import called_by_grad_scaler, is_set_apart
+from gradscope.capture.context import is_set_apart
 from gradscope.capture.entities import Roster
 from gradscope.capture.guard import SCALARS, STEPS, Guard
 from gradscope.capture.modules import ModuleTaps
-from gradscope.capture.optimizers import Optimizers, may_skip, with_closure
+from gradscope.capture.optimizers import Optimizers, with_closure
 from gradscope.capture.outputs import first_tensor, output_loss
 from gradscope.capture.parameters import CoordinateSamples, ParameterReader
 from gradscope.capture.pulses import Pulses
 from gradscope.capture.recorder import PATIENCE, Packet, Pulse, Recorder, Rows
+from gradscope.capture.scaling import Deferred, LossScaling
 from gradscope.capture.selection import Selection
+from gradscope.capture.step import Step
 from gradscope.log.writer import Continuation, RunWriter
 
-# Pulses of unrecorded steps wait for the next record, but not more of them than this.
-_MAX_PENDING = 256
 # By then every loop has logged its loss once.
 _LOSS_EXPECTED_AFTER = 3
-
-
-@dataclass(slots=True)
-class _Step:
-    """The step that is open."""
-
-    number: int
-    rows: Rows | None
-    reader: ParameterReader | None = None
-    # Identities of the optimizers that have stepped; 0 for a hand-written update.
-    stepped: set[int] = field(default_factory=set)
 
 
 class Observer:
@@ -48,18 +37,26 @@ class Observer:
 
     A step is what one `optimizer.step()` was given. It opens at the first forward or backward
     in grad mode after the last one closed, and closes at the next such forward after an
-    optimizer stepped, when the same optimizer steps again, or when it is asked to.
+    optimizer stepped or was skipped, when the same one steps again, or when it is asked to.
     """
 
     def __init__(
-        self, model: nn.Module, config: CaptureConfig, guard: Guard, *, outputs: bool
+        self,
+        model: nn.Module,
+        config: CaptureConfig,
+        guard: Guard,
+        scaler: GradScaler | None,
+        *,
+        outputs: bool,
     ) -> None:
         self.model = model
         self._config = config
         self._guard = guard
         self._roster = Roster(model, config)
         self.selection = Selection(self._roster, guard)
-        self._taps = ModuleTaps(self._roster, config, guard) if outputs else None
+        self.optimizers = Optimizers(model, guard)
+        self._scaling = scaling = LossScaling(scaler, self.optimizers, guard)
+        self._taps = ModuleTaps(self._roster, config, guard, scaling) if outputs else None
         guard.on_disable[STEPS] = self._release
         self._samples = CoordinateSamples()
         # Set by the owner, as is the recorder: hooks the parts, when they are to be hooked; told
@@ -68,11 +65,10 @@ class Observer:
         self.on_record: Callable[[int], None] = lambda _: None
         self._watching_parts = False
         self.recorder: Recorder | None = None
-        self._open: _Step | None = None
+        self._open: Step | None = None
         self._next = 0
         self._pulses = Pulses(guard)
         self._flushed_at = time.monotonic()
-        self.optimizers = Optimizers(model, guard)
         self.counts = {
             "forwards": 0,
             "optimizer_steps": 0,
@@ -150,13 +146,22 @@ class Observer:
         for name, signal in (("target", target), ("output", output)):
             if step is not None and signal is not None:
                 self._see_signal(step, name, signal)
-        if step is None or step.stepped:
+        if step is None or self._is_done(step):
             self._offer()
+
+    def clip(self, norm: Tensor, max_norm: float) -> None:
+        """Gradients, complete by now, were clipped: the norm that torch found."""
+        if self._guard.is_disabled(STEPS):
+            return
+        if not self.counts["forwards"]:
+            self._begin()
+        self._pulses.clip(norm, max_norm, self._scaling.clipping_scale())
 
     def hand_step(self) -> None:
         """The gradients are complete, and a hand-written update is about to use them."""
         step = self._begin()
-        self._read([p for p in self.model.parameters() if p.requires_grad])
+        parameters: list[Tensor] = [p for p in self.model.parameters() if p.requires_grad]
+        self._read(parameters, Deferred())
         self._mark_stepped(step, 0)
 
     @property
@@ -166,8 +171,11 @@ class Observer:
 
     def close_if_stepped(self) -> None:
         """Close the open step unless it still gathers gradients."""
-        if self._open is not None and self._open.stepped:
+        if self._open is not None and self._is_done(self._open):
             self.close_step()
+
+    def _is_done(self, step: Step) -> bool:
+        return bool(step.stepped) or self._scaling.has_skipped(step.stepped)
 
     def coverage(self) -> dict[str, Any]:
         """What was seen and what was not, and what it cost."""
@@ -208,18 +216,19 @@ class Observer:
     def _part_begins(self) -> None:
         self._begin()
 
-    def _begin(self) -> _Step:
+    def _begin(self) -> Step:
         """The open step, unless it is done: then the next."""
         self.close_if_stepped()
         return self._ensure_open()
 
-    def _ensure_open(self) -> _Step:
+    def _ensure_open(self) -> Step:
         if self._open is None:
             number = self._next
             self._next += 1
             rows = Rows() if is_recorded(number, self._config.every) else None
             self._pulses.begin(number)
-            self._open = _Step(number, rows)
+            self._scaling.step_opens(self._pulses.current())
+            self._open = Step(number, rows)
             if rows is not None and self._taps is not None:
                 self._taps.arm(rows)
         return self._open
@@ -232,6 +241,7 @@ class Observer:
         self.counts["closed_steps"] += 1
         if step.rows is not None:
             self._finish_record(step)
+        self._scaling.step_closes(self._pulses.current(), step.stepped)
         self._pulses.end()
         self._flush(step.rows)
         if self.counts["closed_steps"] == _LOSS_EXPECTED_AFTER and not self._pulses.loss_seen:
@@ -243,7 +253,7 @@ class Observer:
         if step.rows is not None:
             self.on_record(self.counts["recorded_steps"])
 
-    def _finish_record(self, step: _Step) -> None:
+    def _finish_record(self, step: Step) -> None:
         if self._taps is not None:
             self._taps.finish()
         if step.reader is not None:
@@ -254,7 +264,7 @@ class Observer:
     def _flush(self, rows: Rows | None) -> None:
         """Hand over the record of the step that closed, or the pulses if it is time."""
         waited = time.monotonic() - self._flushed_at
-        if rows is not None or len(self._pulses.pending) >= _MAX_PENDING or waited > PATIENCE:
+        if rows is not None or self._pulses.is_full or waited > PATIENCE:
             self.flush(rows)
         else:
             self._offer()
@@ -272,7 +282,7 @@ class Observer:
         if self.recorder is None:
             return
         step = self._open
-        if step is not None and step.stepped:
+        if step is not None and self._is_done(step):
             self._write_new_entities()
             rows = step.rows.copy() if step.rows is not None else None
             self.recorder.offer(self._packet(rows, self._pulses.known()))
@@ -302,28 +312,21 @@ class Observer:
             self.close_step()
         step = self._ensure_open()
         self.optimizers.note(optimizer)
-        if step.rows is not None and may_skip(optimizer):
-            message = (
-                f"{type(optimizer).__name__} is fused with a GradScaler: its gradients may be "
-                "scaled and its steps skipped, so they are not recorded; build it with fused=False"
-            )
-            self._guard.say("parameters", message)
+        left = self._scaling.left_to(optimizer, self._pulses.current())
+        if step.rows is not None and self._scaling.is_hidden(optimizer, kwargs):
             return
-        if step.rows is not None and self._taps is not None and called_by_grad_scaler():
-            message = (
-                "output gradients are multiplied by the GradScaler's scale; parameters' are not"
-            )
-            self._guard.say("output gradients", message, aloud=False)
-        read = partial(self._guard.run, STEPS, self._read, parameters)
+        if step.rows is not None and self._taps is not None:
+            self._scaling.label()
+        read = partial(self._guard.run, STEPS, self._read, parameters, left)
         # With a closure the gradient exists when that first returns; nothing is updated before.
         # By then it may have opened the next step: another optimizer's turn is over.
         if (arguments := with_closure(args, kwargs, read)) is not None:
             wrapped.append(arguments)
         else:
-            self._read(parameters)
+            self._read(parameters, left)
 
     @torch.no_grad()
-    def _read(self, parameters: list[Tensor]) -> None:
+    def _read(self, parameters: list[Tensor], left: Deferred) -> None:
         """Read what the optimizer is given; at the first reading also all weights."""
         step = self._open
         if step is None or step.rows is None:
@@ -332,7 +335,7 @@ class Observer:
             self._roster.resolve_parameters()
             step.reader = ParameterReader(self._roster, step.rows, self._samples, self._guard)
             step.reader.weights()
-        step.reader.read(parameters, [*self.optimizers.held(), *parameters])
+        step.reader.read(parameters, [*self.optimizers.held(), *parameters], left)
         if self._taps is not None:
             # The gradients of further forwards (a line search's, say) are nobody's.
             self._taps.disarm()
@@ -352,7 +355,7 @@ class Observer:
             self._watching_parts = True
             self.watch_parts()
 
-    def _mark_stepped(self, step: _Step, optimizer: int) -> None:
+    def _mark_stepped(self, step: Step, optimizer: int) -> None:
         step.stepped.add(optimizer)
         self.counts["optimizer_steps"] += 1
         self._offer()
@@ -374,7 +377,7 @@ class Observer:
             if signal is not None:
                 self._see_signal(step, name, signal)
 
-    def _see_signal(self, step: _Step, name: str, value: object) -> None:
+    def _see_signal(self, step: Step, name: str, value: object) -> None:
         if step.rows is None:
             return
         plain = isinstance(value, Tensor) and value.dim() > 0 and not value.is_floating_point()
@@ -384,8 +387,9 @@ class Observer:
                 row = self._roster.signal(name, tensor)
                 step.rows.add("signal", row, statistics.moments(tensor))
 
-    def _note_coverage(self, step: _Step) -> None:
-        seen = coverage.of_step(step.reader, self._taps)
+    def _note_coverage(self, step: Step) -> None:
+        # Of a step that was skipped nothing was read: what was seen before still counts.
+        seen = {**self._coverage, **coverage.of_step(step.reader, self._taps)}
         if seen != self._coverage:
             self._coverage = seen
             self.write_coverage()

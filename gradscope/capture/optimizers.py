@@ -56,6 +56,10 @@ class Optimizers:
             for group in optimizer.param_groups:
                 yield from group["params"]
 
+    def known(self) -> set[int]:
+        """The identities of all optimizers that are known."""
+        return {id(optimizer) for optimizer in self._known}
+
     def note(self, optimizer: Optimizer) -> None:
         """It steps: its settings as they are the first time are for the report."""
         self._known[optimizer] = None
@@ -93,13 +97,6 @@ def with_closure(
     if len(args) > 1:
         return (args[0], watched, *args[2:]), kwargs
     return args, {**kwargs, "closure": watched}
-
-
-def may_skip(optimizer: Optimizer) -> bool:
-    """Whether a GradScaler has handed it scale or overflow: it unscales and skips by itself."""
-    # `found_inf` alone: unscaled by the user, but the kernel may still skip this step.
-    given = (getattr(optimizer, name, None) for name in ("grad_scale", "found_inf"))
-    return any(value is not None for value in given)
 
 
 def _is_plain(value: object) -> bool:

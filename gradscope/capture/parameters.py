@@ -10,6 +10,7 @@ from gradscope.capture import statistics
 from gradscope.capture.entities import Roster
 from gradscope.capture.guard import HISTOGRAMS, Guard
 from gradscope.capture.recorder import Rows
+from gradscope.capture.scaling import Deferred, beside, divided, unless, unscaled
 
 # Updates of larger tensors are measured on a sample: a copy of all would double the memory.
 # Histograms are counted on that copy.
@@ -42,6 +43,8 @@ class _Pending:
     coordinates: Tensor | None
     before: Tensor
     gradient: Tensor
+    # Whether the update is not made after all.
+    skipped: Tensor | None
 
 
 class ParameterReader:
@@ -84,8 +87,11 @@ class ParameterReader:
                 self._rows.flag("grad_missing", row, float(parameter.grad is None))
             self._rows.add("weight", row, statistics.squares(parameter))
 
-    def read(self, parameters: Iterable[Tensor], held: Iterable[Tensor]) -> None:
-        """The gradients, as an optimizer is given them; `held` are all that one will be given."""
+    def read(self, parameters: Iterable[Tensor], held: Iterable[Tensor], left: Deferred) -> None:
+        """The gradients, as an optimizer is given them; `held` are all that one will be given.
+
+        `left` is what the optimizer still has to do to them.
+        """
         for parameter in held:
             known = self._known.get(id(parameter))
             if known is not None:
@@ -96,7 +102,7 @@ class ParameterReader:
         for row, parameter in given:
             if parameter.requires_grad and row not in self._read:
                 self._read.add(row)
-                self._read_one(row, parameter)
+                self._read_one(row, parameter, left)
         self._guard.run(HISTOGRAMS, self._count, self._pending[earlier:])
 
     def _forget(self, again: set[int]) -> None:
@@ -112,13 +118,18 @@ class ParameterReader:
             if row in again:
                 self._rows.add("weight", row, statistics.squares(parameter))
 
-    def _read_one(self, row: int, parameter: Tensor) -> None:
+    def _read_one(self, row: int, parameter: Tensor, left: Deferred) -> None:
         gradient = parameter.grad
         self._rows.flag("grad_missing", row, float(gradient is None))
         if gradient is None:
             self._missing.add(row)
             return
-        self._rows.add("gradient", row, statistics.moments(gradient))
+        moments = statistics.moments(gradient)
+        if left.scale is not None:
+            moments = unscaled(moments, left.scale)
+        if left.overflow is not None:
+            moments = unless(left.overflow, moments)
+        self._rows.add("gradient", row, moments)
         if parameter.numel():
             # The gradient too: the optimizer may write into it, a closure renews it.
             coordinates = self._samples.coordinates(parameter)
@@ -128,7 +139,10 @@ class ParameterReader:
             dense = gradient.to_dense() if gradient.is_sparse else gradient
             before = self._samples.take(parameter, parameter)
             taken = self._samples.take(dense, parameter)
-            self._pending.append(_Pending(row, parameter, coordinates, before, taken))
+            if left.scale is not None:
+                taken = divided(taken, left.scale)
+            pending = _Pending(row, parameter, coordinates, before, taken, left.overflow)
+            self._pending.append(pending)
 
     def _count(self, read: Sequence[_Pending]) -> None:
         """The histograms of the gradients, from the copies that the updates need anyway."""
@@ -138,7 +152,9 @@ class ParameterReader:
         for entries in by_device.values():
             counted = statistics.magnitudes(entry.gradient for entry in entries)
             for entry, counts in zip(entries, counted, strict=True):
-                self._rows.add("magnitudes", entry.row, counts)
+                skipped = entry.skipped
+                kept = counts if skipped is None else counts * ~beside(skipped, counts)
+                self._rows.add("magnitudes", entry.row, kept)
 
     def updates(self, parameters: Iterable[Tensor] | None = None) -> None:
         """What the step changed, of these parameters (None: of all that were read)."""
@@ -154,6 +170,8 @@ class ParameterReader:
             if entry.coordinates is not None:
                 after = after[entry.coordinates]
             products = statistics.update_products(entry.before, after, entry.gradient)
+            if entry.skipped is not None:
+                products = products.masked_fill(beside(entry.skipped, products), torch.nan)
             scale = statistics.plain(entry.parameter).numel() / entry.before.numel()
             self._rows.add("update", entry.row, products, scale)
         self._pending = still_pending

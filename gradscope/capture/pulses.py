@@ -9,13 +9,28 @@ from torch import Tensor
 from gradscope.analysis.words import listed
 from gradscope.capture.guard import SCALARS, Guard
 from gradscope.capture.recorder import Pulse
+from gradscope.capture.scaling import beside
 from gradscope.log.scalars import MAX_USER_TAGS, is_users_own
 
 # Names that mean something of gradscope's own in the log.
-_RESERVED = frozenset({"step", "nonfinite", "loss_nonfinite", "grad_norm", "grad_norm_before_clip"})
+_RESERVED = frozenset(
+    {
+        "step",
+        "nonfinite",
+        "loss_nonfinite",
+        "grad_norm",
+        "grad_norm_before_clip",
+        "grad_norm_after_clip",
+        "clipped",
+        "skipped",
+    }
+)
 
 # Where a loss was seen; a later one of these outranks an earlier.
 _LOSS_SOURCES = ("output", "criterion", "log")
+
+# Pulses of unrecorded steps wait for the next record, but not more of them than this.
+_MAX_PENDING = 256
 
 # Of many names, so many are said.
 _NAMED = 10
@@ -46,6 +61,11 @@ class Pulses:
         if self._open is not None:
             self.pending.append(self._open)
         self._closed, self._open = self._open, None
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no more should wait."""
+        return len(self.pending) >= _MAX_PENDING
 
     def known(self) -> list[Pulse]:
         """Those that wait, and the open one."""
@@ -102,6 +122,19 @@ class Pulses:
         if "learning_rate" not in pulse.values:
             value = self._number("learning_rate", rate)
             pulse.add("learning_rate", math.nan if value is None else value)
+
+    def clip(self, norm: Tensor, max_norm: float, scale: Tensor | None) -> None:
+        """Gradients were clipped: the norm that torch found, as it was before their scaling."""
+        # As torch has it, in the norm's dtype; nothing that is not finite can be clipped.
+        factor = float(max_norm) / (norm.detach().reshape(()) + 1e-6)
+        clipped = (factor < 1) & torch.isfinite(norm)
+        before = norm.detach().reshape(()).to(torch.float64, copy=True)
+        if scale is not None:
+            before /= beside(scale, before)
+        pulse = self.current()
+        pulse.add("grad_norm_before_clip", before)
+        pulse.add("grad_norm_after_clip", before * factor.clamp(max=1.0).to(torch.float64))
+        pulse.add("clipped", clipped.to(torch.float64))
 
     def loss(self, loss: Tensor | float, source: str) -> None:
         """A loss, and where it was seen."""

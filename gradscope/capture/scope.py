@@ -2,19 +2,16 @@
 
 import atexit
 import os
-import platform
-import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedParameter
+from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
 from gradscope.capture.arguments import (
@@ -22,9 +19,9 @@ from gradscope.capture.arguments import (
     check_model,
     check_resume,
     checked_optimizers,
+    checked_scaler,
     refuse,
 )
-from gradscope.capture.cadence import describe
 from gradscope.capture.config import CaptureConfig, patterns
 from gradscope.capture.display import Display
 from gradscope.capture.folders import changed_settings, run_folder
@@ -38,8 +35,8 @@ from gradscope.capture.guard import (
     warn,
 )
 from gradscope.capture.hooks import Hooks, owners
+from gradscope.capture.meta import described
 from gradscope.capture.observer import Observer
-from gradscope.capture.parameters import sampling
 from gradscope.capture.recorder import Recorder
 from gradscope.errors import ConfigTypeError, LogError, UsageError
 from gradscope.log.reader import empty_run, load
@@ -79,6 +76,8 @@ def watch(
         gets a sibling, unless it is resumed. Without it the run is kept in a temporary folder
         while the Scope lives.
     every: record exactly every k-th step. Without it: the first ten steps, then every tenth.
+    scaler: the GradScaler of the training: output gradients are then unscaled, too, and the run
+        has the scale and which steps were skipped.
     level: "parameters" (gradients, weights, updates) or "full" (outputs and their gradients
         too).
     include, exclude: fnmatch patterns on qualified names of modules and parameters.
@@ -86,17 +85,18 @@ def watch(
     resume: go on with the run in log_dir, after the last step that it holds, as one run; also
         after a kill. A folder without a run gets a new one. Restoring model and optimizer is
         yours; the same names and shapes keep their place, new ones are added.
-    budget, scaler, on_finding: not available yet; refused by name.
+    budget, on_finding: not available yet; refused by name.
 
     Raises ConfigError or ConfigTypeError for arguments that can't work, also for a run to be
     resumed that is not this model's; LogError for a folder that can't be written or read. Inside
     the training loop nothing is raised.
     """
-    refuse(every=every, budget=budget, scaler=scaler, on_finding=on_finding)
+    refuse(every=every, budget=budget, on_finding=on_finding)
     check_resume(resume=resume, log_dir=log_dir)
     check_model(model)
     optimizers = checked_optimizers(model, optimizer)
     check_criterion(criterion)
+    grad_scaler = checked_scaler(scaler)
     config = CaptureConfig(
         every=every,
         level=level,
@@ -108,7 +108,7 @@ def watch(
     if resume:
         # Theirs may be the run that goes on.
         _close(earlier)
-    scope = Scope(model, optimizers, criterion, config, log_dir, resume=resume)
+    scope = Scope(model, optimizers, criterion, config, log_dir, scaler=grad_scaler, resume=resume)
     _close(earlier)
     return scope
 
@@ -130,6 +130,7 @@ class Scope:
         config: CaptureConfig,
         log_dir: str | Path | None,
         *,
+        scaler: GradScaler | None,
         resume: bool = False,
     ) -> None:
         self._config = config
@@ -141,8 +142,8 @@ class Scope:
         outputs = config.level == "full" and not compiled
         # Of torch.compile(model), the model: its names are the user's.
         core = getattr(model, "_orig_mod", model)
-        self._observer = Observer(core, config, self._guard, outputs=outputs)
-        self._meta = _meta(core, config, criterion)
+        self._observer = Observer(core, config, self._guard, scaler, outputs=outputs)
+        self._meta = described(core, config, criterion)
         folder = run_folder(self, log_dir, resume=resume)
         self.log_dir, self._temporary = folder.path, folder.temporary
         self._first_step = 0
@@ -206,10 +207,25 @@ class Scope:
         if not self._closed:
             self._guard.run(STEPS, self._observer.hand_step)
 
-    def clip_grad_norm_(self, max_norm: float) -> Tensor:
-        """`torch.nn.utils.clip_grad_norm_` over the model's parameters; logs the norm it found."""
-        norm = nn.utils.clip_grad_norm_(self._observer.model.parameters(), max_norm)
-        self.log(grad_norm=norm)
+    def clip_grad_norm_(
+        self,
+        max_norm: float,
+        norm_type: float = 2.0,
+        error_if_nonfinite: bool = False,  # noqa: FBT001, FBT002  (torch's signature)
+        foreach: bool | None = None,  # noqa: FBT001
+    ) -> Tensor:
+        """`torch.nn.utils.clip_grad_norm_` over all parameters of the model; returns the norm.
+
+        The step's `grad_norm_before_clip` is the norm that torch found, `grad_norm_after_clip`
+        what that leaves of it, `clipped` 1 where that is less. With a GradScaler call
+        `scaler.unscale_(optimizer)` first, as for torch's own.
+        """
+        parameters = self._observer.model.parameters()
+        norm = nn.utils.clip_grad_norm_(
+            parameters, max_norm, norm_type, error_if_nonfinite, foreach
+        )
+        if not self._closed:
+            self._guard.run(SCALARS, self._observer.clip, norm, max_norm)
         return norm
 
     def tensorboard(
@@ -354,27 +370,6 @@ def _compiled_in_place(module: nn.Module) -> bool:
     return getattr(module, "_compiled_call_impl", None) is not None or isinstance(
         module, torch.jit.ScriptModule
     )
-
-
-def _meta(model: nn.Module, config: CaptureConfig, criterion: nn.Module | None) -> dict[str, Any]:
-    known = [p for p in model.parameters() if not isinstance(p, UninitializedParameter)]
-    return {
-        "model": type(model).__name__,
-        "parameters": sum(p.numel() for p in known),
-        "trainable_parameters": sum(p.numel() for p in known if p.requires_grad),
-        "device": str(next(model.parameters()).device),
-        "criterion": None if criterion is None else type(criterion).__name__,
-        "cadence": describe(config.every),
-        "level": config.level,
-        "sampling": sampling(known),
-        "loss_is_progress": config.loss_is_progress,
-        "created": time.strftime("%Y-%m-%d %H:%M:%S %z"),
-        "versions": {
-            "gradscope": version("torch-gradscope"),
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
-    }
 
 
 def _with_problems(run: Run, problems: Sequence[Problem], coverage: Mapping[str, Any]) -> Run:

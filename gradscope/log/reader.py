@@ -360,7 +360,11 @@ def _add_global_norm(
     # The norm of what is left beside NaN is not the gradient's.
     read &= ~nonfinite
     scalars["grad_norm"][at[read]] = np.sqrt(np.nansum(norms[read] ** 2, axis=1))
-    # A mean over micro-batches: any is enough.
-    scalars["loss_nonfinite"] = np.sign(scalars["loss_nonfinite"])
+    # A mean over micro-batches or optimizers: any is enough.
+    for flag in {"loss_nonfinite", "skipped", "clipped"} & scalars.keys():
+        scalars[flag] = np.sign(scalars[flag])
+    # What a GradScaler skips is not given to the optimizer.
+    if "skipped" in scalars:
+        nonfinite &= ~(scalars["skipped"][at] > 0)
     scalars["nonfinite"] = scalars["loss_nonfinite"].copy()
     scalars["nonfinite"][at] = np.fmax(scalars["nonfinite"][at], nonfinite)

@@ -25,10 +25,12 @@ _PULSE_TAGS = {
     "loss": LOSS,
     "learning_rate": "training/learning_rate",
     "loss_scale": "training/loss_scale",
+    "skipped": "training/skipped",
     "grad_norm_before_clip": "gradient/norm_before_clip",
+    "clipped": "gradient/clipped",
 }
 # Not a curve.
-_HIDDEN = {"loss_nonfinite"}
+_HIDDEN = {"loss_nonfinite", "grad_norm_after_clip"}
 
 Row = NDArray[np.float32]
 Reduce: TypeAlias = Callable[[Row], float]

@@ -98,7 +98,7 @@ REFUSED: dict[str, Refused] = {
         ("every=2", "budget=0.01", "give one"),
     ),
     "budget": ({"budget": 0.01}, ConfigError, ("budget=0.01", "not available", "every=k")),
-    "scaler": ({"scaler": "scaler"}, ConfigError, ("scaler=", "not available", "leave it out")),
+    "scaler is none": ({"scaler": 1024.0}, TypeError, ("scaler=1024.0", "torch.amp.GradScaler")),
     "on_finding": (
         {"on_finding": print},
         ConfigError,

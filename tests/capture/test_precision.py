@@ -9,10 +9,9 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
-from torch.optim import AdamW, Optimizer
+from torch.optim import Optimizer
 
 from gradscope.capture.scope import Scope, watch
-from gradscope.errors import GradscopeWarning
 from gradscope.record import Run
 from tests.capture.reference import assert_equal, recomputed
 from tests.capture.trainings import mlp_model, plain, sgd, vectors
@@ -75,21 +74,6 @@ def test_scaled_output_gradients_are_labelled(model: nn.Module, tmp_path: Path) 
     unscaled = run.modules["output_grad_absmax"][0, at] <= 1.0
     said = {key: value for key, value in run.meta.items() if key != "log_dir"}
     assert unscaled or "scale" in str(said).lower()
-
-
-def test_fused_optimizer_with_a_scaler_says_what_it_leaves_out(
-    model: nn.Module, tmp_path: Path
-) -> None:
-    optimizer = AdamW(model.parameters(), lr=0.01, fused=True)
-    scope = watch(model, optimizer, log_dir=tmp_path, every=1)
-    with pytest.warns(GradscopeWarning, match="fused with a GradScaler.*fused=False") as said:
-        run = scaled_loop(model, optimizer, scope, [1.0, 1.0])
-    scope.close()
-    assert len(said) == 1
-    assert list(run.recorded_steps) == [0, 1]
-    assert np.isnan(run.parameters["grad_norm"]).all()
-    assert (run.parameters["weight_norm"] > 0).all()
-    assert "fused" in str(run.meta["problems"])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -106,12 +106,13 @@ def test_all_tags_there_can_be_are_no_more_than_forty() -> None:
     everything = tables(
         **{f"{name}__{q.name}": [1.0, 0.5] for name, listed in CATALOGUE.items() for q in listed}
     )
-    pulse = dict.fromkeys(("loss", "learning_rate", "loss_scale", "grad_norm_before_clip"), 1.0)
+    names = ("loss", "learning_rate", "loss_scale", "skipped", "grad_norm_before_clip", "clipped")
+    pulse = dict.fromkeys(names, 1.0)
     found = scalars.pulse_scalars([pulse], ()) | scalars.table_scalars(everything)
     constants = [value for value in vars(schema).values() if isinstance(value, str)]
     own = {value for value in constants if value.startswith("gradscope/")}
     own |= set(schema.TABLES.values()) | {"gradscope/heatmap", "gradscope/gradient_by_depth"}
-    assert len(found) == 22
+    assert len(found) == 24
     assert {"gradscope/header", "gradscope/findings", "gradscope/parameters"} <= own
     # And the layout of the custom scalars.
     assert len(found) + len(own) + 1 <= 40

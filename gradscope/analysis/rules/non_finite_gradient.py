@@ -8,6 +8,7 @@ import numpy as np
 from gradscope.analysis.finding import Evidence, Finding, Severity
 from gradscope.analysis.robust import Bools
 from gradscope.analysis.rule import rule
+from gradscope.analysis.scaling import skipped
 from gradscope.analysis.words import layer_in_words
 from gradscope.record import Run, Table
 
@@ -39,8 +40,9 @@ def non_finite_gradient(run: Run, limits: Limits) -> Iterator[Finding]:
     the whole model is NaN, and nothing recovers.
 
     ## Known limits
-    Steps that a GradScaler skips never reach the optimizer and are not seen. Where it began is
-    known only if that step was recorded; else the finding gives the interval.
+    Steps that a GradScaler skips never reach the optimizer and do not count: a loss scale is
+    meant to overflow now and then. Where it began is known only if that step was recorded; else
+    the finding gives the interval.
 
     ## Example
     `loss = torch.log(prediction)` where a prediction is 0. Do instead: a loss on logits,
@@ -50,7 +52,7 @@ def non_finite_gradient(run: Run, limits: Limits) -> Iterator[Finding]:
     IEEE 754-2019, section 6; Micikevicius et al. 2018 (ICLR), section 3.2, on loss scaling.
     """
     counts = np.nan_to_num(run.parameters["grad_nonfinite"])
-    bad: Bools = np.asarray((counts >= limits.entries).any(axis=1))
+    bad: Bools = np.asarray((counts >= limits.entries).any(axis=1)) & ~skipped(run)
     if not bad.any():
         return
     at = int(np.flatnonzero(bad)[0])

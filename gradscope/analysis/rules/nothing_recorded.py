@@ -8,6 +8,7 @@ import numpy as np
 
 from gradscope.analysis.finding import Finding, Severity
 from gradscope.analysis.rule import rule
+from gradscope.analysis.scaling import skipped
 from gradscope.record import Run
 
 
@@ -40,7 +41,7 @@ def nothing_recorded(run: Run, limits: Limits) -> Iterator[Finding]:
     ## References
     wandb/wandb#1819 and #2749: monitors that stay silent, and users who can't find out why.
     """
-    read = (~np.isnan(run.parameters["grad_nonfinite"])).any(axis=1)
+    read = (~np.isnan(run.parameters["grad_nonfinite"])).any(axis=1) & ~skipped(run)
     if int(read.sum()) >= limits.steps:
         return
     reason, remedy = _reason(run, run.meta.get("coverage", {}))
@@ -51,6 +52,12 @@ def nothing_recorded(run: Run, limits: Limits) -> Iterator[Finding]:
 
 def _reason(run: Run, coverage: Mapping[str, Any]) -> tuple[str, str]:
     steps = coverage.get("optimizer_steps", 0)
+    if run.recorded_steps.size and skipped(run).all():
+        return (
+            f"the GradScaler skipped all of the {run.recorded_steps.size} recorded steps",
+            "Train for more steps: the scale halves until gradients are finite. If it goes on, "
+            "look for NaN in the loss or the data.",
+        )
     if run.recorded_steps.size:
         return (
             f"in {run.recorded_steps.size} recorded steps every parameter's .grad was None",
