@@ -83,4 +83,4 @@ def _is_brought_along(finding: Finding) -> bool:
 
 
 def _begin(finding: Finding) -> int:
-    return min((evidence.first_step for evidence in finding.evidence), default=0)
+    return finding.span[0] if finding.span else 0

@@ -53,3 +53,11 @@ class Finding:
     evidence: tuple[Evidence, ...] = ()
     remedies: tuple[str, ...] = ()
     explained_by: tuple[str, ...] = ()
+
+    @property
+    def span(self) -> tuple[int, int] | None:
+        """The first and the last step of the evidence; None without evidence."""
+        if not self.evidence:
+            return None
+        first = min(evidence.first_step for evidence in self.evidence)
+        return first, max(evidence.last_step for evidence in self.evidence)

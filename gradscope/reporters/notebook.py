@@ -19,7 +19,7 @@ from gradscope.reporters.figures import (
     loss_curve,
     update_ratio,
 )
-from gradscope.reporters.figures.canvas import new_figure, rendered
+from gradscope.reporters.figures.canvas import CSS_PIXELS_PER_INCH, new_figure, rendered
 from gradscope.reporters.figures.loss import has_loss
 from gradscope.reporters.figures.theme import drawing
 from gradscope.reporters.outline import outline
@@ -31,7 +31,7 @@ _MAX_CAUSES = 5
 _MAX_NOTES = 5
 # Two stand side by side in a notebook.
 _WIDTH, _HEIGHT = 5.0, 2.9  # inches
-_PIXELS_PER_INCH, _CSS_PIXELS_PER_INCH = 144, 96
+_PIXELS_PER_INCH = 144
 # A notebook is a file that is mailed and versioned: pictures beyond this much are left out.
 _MAX_PICTURE_BYTES = 260_000
 
@@ -97,7 +97,7 @@ def _pictures(report: Report) -> Iterator[Picture]:
 
 def _picture(draw: Callable[..., Figure], description: str) -> Picture:
     light, dark = (_encoded(draw, theme) for theme in (LIGHT, DARK))
-    return Picture(description, light, dark, round(_WIDTH * _CSS_PIXELS_PER_INCH))
+    return Picture(description, light, dark, round(_WIDTH * CSS_PIXELS_PER_INCH))
 
 
 def _encoded(draw: Callable[..., Figure], theme: Theme) -> str:

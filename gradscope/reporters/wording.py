@@ -71,10 +71,9 @@ def why(report: Report, finding: Finding) -> str:
 
 def since(finding: Finding, run: Run) -> str:
     """At which steps it was seen; "" without evidence."""
-    if not finding.evidence:
+    if finding.span is None:
         return ""
-    first = min(evidence.first_step for evidence in finding.evidence)
-    last = max(evidence.last_step for evidence in finding.evidence)
+    first, last = finding.span
     recorded = run.recorded_steps
     if first == last:
         return f"at step {first}"

@@ -3,7 +3,6 @@ import io
 import re
 import subprocess
 import sys
-from html.parser import HTMLParser
 
 import matplotlib as mpl
 import numpy as np
@@ -14,6 +13,7 @@ import gradscope
 from gradscope.analysis.report import Report
 from gradscope.record import Run
 from gradscope.reporters.figures import DARK, gradient_by_depth
+from tests.reporters.pages import Page
 from tests.reporters.samples import (
     HOSTILE,
     META,
@@ -24,34 +24,6 @@ from tests.reporters.samples import (
     sick_report,
 )
 from tests.reporters.trainings import with_updates
-
-VOID = {"img"}
-
-
-class Page(HTMLParser):
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self._open: list[str] = []
-        self.feed(page)
-        self.close()
-        assert not self._open
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self._open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self._open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if "style" not in self._open:
-            self.text += data
-
-    def all(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.elements if name == tag]
 
 
 def wide_run(layers: int = 40, steps: int = 2000) -> Run:

@@ -34,7 +34,7 @@ def lanes_of_steps(findings: Iterable[Finding]) -> list[Lane]:
     """From when to when each warning and error was seen; without evidence that is not known."""
     stretches: dict[str, list[Stretch]] = defaultdict(list)
     for finding in harmful(findings):
-        seen = seen_between(finding)
+        seen = finding.span
         if seen is not None:
             stretches[finding.code].append(seen)
     return _lanes(stretches)
@@ -56,14 +56,6 @@ def lanes_of_layers(entities: Sequence[Entity], findings: Iterable[Finding]) -> 
 def harmful(findings: Iterable[Finding]) -> Iterator[Finding]:
     """The warnings and the errors."""
     return (finding for finding in findings if finding.severity is not Severity.INFO)
-
-
-def seen_between(finding: Finding) -> tuple[int, int] | None:
-    """The first and the last step of a finding's evidence."""
-    if not finding.evidence:
-        return None
-    first = min(evidence.first_step for evidence in finding.evidence)
-    return first, max(evidence.last_step for evidence in finding.evidence)
 
 
 def runs(rows: Iterable[int]) -> list[tuple[int, int]]:

@@ -19,7 +19,7 @@ from gradscope.record import StepArray
 from gradscope.reporters.figures.theme import LIGHT, Theme, drawing
 
 WIDTH = 9.6  # inches
-_CSS_PIXELS_PER_INCH = 96
+CSS_PIXELS_PER_INCH = 96
 # Two pixels for each of a notebook's: sharp on today's screens.
 _SHARPNESS = 2
 _POINTS_PER_INCH = 72
@@ -35,8 +35,8 @@ class InlineFigure(Figure):
     """
 
     def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
-        width, height = (round(size * _CSS_PIXELS_PER_INCH) for size in self.get_size_inches())
-        content = rendered(self, dpi=_SHARPNESS * _CSS_PIXELS_PER_INCH)
+        width, height = (round(size * CSS_PIXELS_PER_INCH) for size in self.get_size_inches())
+        content = rendered(self, dpi=_SHARPNESS * CSS_PIXELS_PER_INCH)
         return content, {"width": width, "height": height}
 
 

@@ -21,7 +21,6 @@ from gradscope.reporters.figures.brackets import (
     lanes_of_steps,
     room_for,
     runs,
-    seen_between,
 )
 from gradscope.reporters.figures.canvas import (
     blank,
@@ -33,7 +32,14 @@ from gradscope.reporters.figures.canvas import (
     step_axis,
     titled,
 )
-from gradscope.reporters.figures.labels import MARK, labelled, marked_rows, shown_rows
+from gradscope.reporters.figures.labels import (
+    MANY_ROWS,
+    MARK,
+    labelled,
+    major_rows,
+    marked_rows,
+    shown_rows,
+)
 from gradscope.reporters.figures.raster import (
     Flags,
     Raster,
@@ -44,9 +50,6 @@ from gradscope.reporters.figures.raster import (
 )
 from gradscope.reporters.figures.theme import LIGHT, Theme
 
-# With more rows than this, biases and norms are left out: they follow their layer's weight.
-_MANY_ROWS = 40
-_MINOR_GROUPS = {"bias", "norm"}
 # With more, rows would be thinner than a pixel of a screen.
 MAX_ROWS = 400
 
@@ -132,9 +135,7 @@ def heatmap_rows(run: Run, findings: Sequence[Finding] = ()) -> list[int]:
 def _major(run: Run) -> list[int]:
     entities = run.parameters.entities
     ordered = sorted(range(len(entities)), key=lambda row: entities[row].depth)
-    if len(ordered) <= _MANY_ROWS:
-        return ordered
-    return [row for row in ordered if entities[row].group not in _MINOR_GROUPS] or ordered
+    return ordered if len(ordered) <= MANY_ROWS else major_rows(entities, ordered)
 
 
 def _choice(run: Run, shown: int) -> str:
@@ -232,7 +233,7 @@ def _frame(
     room = max(0.0, _FRAMED * rows_per_inch - 1) / 2
     rows: dict[tuple[int, int] | None, set[int]] = {}
     for finding in harmful(findings):
-        rows.setdefault(seen_between(finding), set()).update(marked_rows(entities, [finding]))
+        rows.setdefault(finding.span, set()).update(marked_rows(entities, [finding]))
     for seen, first, last in [(seen, *run) for seen, found in rows.items() for run in runs(found)]:
         start, end = (left, right) if seen is None else (seen[0] - 0.5, seen[1] + 0.5)
         start, end = max(start, left), min(end, right)

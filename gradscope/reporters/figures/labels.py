@@ -12,6 +12,10 @@ from gradscope.record import Entity
 from gradscope.reporters.wording import inert
 
 MARK = "▸ "
+
+# With more rows than this biases and norms are left out: they follow their layer's weight.
+MANY_ROWS = 40
+MINOR_GROUPS = frozenset({"bias", "norm"})
 # Of each word all but its first letter and the numbers: conv2 → c2, self_attention → sa.
 _REST = re.compile(r"(?<=[^\W\d_])[^\W\d_]+|_")
 
@@ -32,6 +36,12 @@ def elided(name: str, length: int) -> str:
         return shown
     tail = (length - 1) * 2 // 3
     return f"{shown[: length - 1 - tail]}…{shown[-tail:]}"
+
+
+def major_rows(entities: Sequence[Entity], rows: Iterable[int]) -> list[int]:
+    """Of the rows those that are no bias or norm; all of them where there is no other."""
+    listed = list(rows)
+    return [row for row in listed if entities[row].group not in MINOR_GROUPS] or listed
 
 
 def marked_rows(entities: Sequence[Entity], findings: Iterable[Finding]) -> list[int]:

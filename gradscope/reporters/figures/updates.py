@@ -23,7 +23,7 @@ from gradscope.reporters.figures.canvas import (
     step_axis,
     titled,
 )
-from gradscope.reporters.figures.labels import elided, marked_rows
+from gradscope.reporters.figures.labels import elided, major_rows, marked_rows
 from gradscope.reporters.figures.raster import interrupted, logarithm, row_medians, spaced
 from gradscope.reporters.figures.theme import LIGHT, Theme
 
@@ -36,7 +36,6 @@ _BAND = (5, 50, 95)
 # More lines than this can't be told apart.
 MAX_NAMED = 4
 _STYLES = ("-", "--", "-.", ":")
-_MINOR_GROUPS = {"bias", "norm"}
 _NAME_LENGTH = 30
 # A single outlier of float32 must not press all others flat.
 _MAX_DECADES = 16
@@ -61,8 +60,7 @@ def update_ratio(
     if not len(run.recorded_steps):
         return blank("Nothing was recorded.", theme, ax)
     table = run.parameters
-    major = [row for row, e in enumerate(table.entities) if e.group not in _MINOR_GROUPS]
-    rows = major or list(range(len(table.entities)))
+    rows = major_rows(table.entities, range(len(table.entities)))
     ratios = table["update_ratio"][:, rows]
     if np.isnan(ratios).all():
         return blank("No update was measured.", theme, ax)

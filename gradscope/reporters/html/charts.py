@@ -113,10 +113,9 @@ def _step_marks(report: Report) -> list[dict[str, Any]]:
     run = report.run
     made = []
     for finding in report.roots:
-        if finding.severity is Severity.INFO or not finding.evidence:
+        if finding.severity is Severity.INFO or finding.span is None:
             continue
-        first = min(evidence.first_step for evidence in finding.evidence)
-        last = max(evidence.last_step for evidence in finding.evidence)
+        first, last = finding.span
         if first > run.recorded_steps[0] or last < run.recorded_steps[-1]:
             text = f"{finding.code} {finding.name}"
             made.append({"first": first, "last": last, "text": text})

@@ -12,7 +12,7 @@ from gradscope.analysis.robust import Bools
 from gradscope.quantities import TableName
 from gradscope.record import Entity, FloatArray, Run, Table
 from gradscope.reporters.figures.depth import layers_with_weights
-from gradscope.reporters.figures.labels import marked_rows
+from gradscope.reporters.figures.labels import MANY_ROWS, major_rows, marked_rows
 from gradscope.reporters.html.arrays import columns, packed, quantiles
 from gradscope.reporters.wording import inert
 
@@ -20,9 +20,6 @@ from gradscope.reporters.wording import inert
 _FIRST = 5 / 7
 _MAX_ROWS = 1_000
 _MAX_COLUMNS = 2_000
-# With more rows than this biases and norms are left out: they follow their layer's weight.
-_MANY_ROWS = 40
-_MINOR_GROUPS = frozenset({"bias", "norm"})
 _STEP_BAND = (0.1, 0.5, 0.9)
 
 
@@ -115,9 +112,8 @@ def _chosen_rows(table: Table, findings: Sequence[Finding], subject: Subject) ->
     )
     order = sorted(np.flatnonzero(measured).tolist(), key=lambda row: table.entities[row].depth)
     marked = set(marked_rows(table.entities, findings))
-    if subject.table == "parameters" and len(order) > _MANY_ROWS:
-        major = [row for row in order if table.entities[row].group not in _MINOR_GROUPS]
-        order = major or order
+    if subject.table == "parameters" and len(order) > MANY_ROWS:
+        order = major_rows(table.entities, order)
     if len(order) <= _MAX_ROWS:
         return order
     found = [row for row in order if row in marked][: _MAX_ROWS // 2]
@@ -133,8 +129,7 @@ def _marks(entities: Sequence[Entity], report: Report) -> list[dict[str, Any]]:
     for finding in report.findings:
         if finding.severity is Severity.INFO:
             continue
-        begin = min((e.first_step for e in finding.evidence), default=int(steps[0]))
-        end = max((e.last_step for e in finding.evidence), default=int(steps[-1]))
+        begin, end = finding.span or (int(steps[0]), int(steps[-1]))
         made += [
             {"row": row, "first": begin, "last": end, "text": f"{finding.code} {finding.name}"}
             for row in marked_rows(entities, [finding])

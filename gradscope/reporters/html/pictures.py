@@ -19,14 +19,13 @@ from gradscope.reporters.figures import (
     gradient_heatmap,
     loss_curve,
 )
-from gradscope.reporters.figures.canvas import rendered
+from gradscope.reporters.figures.canvas import CSS_PIXELS_PER_INCH, rendered
 from gradscope.reporters.figures.loss import has_loss
 from gradscope.reporters.figures.theme import drawing
 
 # Beyond this a picture of pixels may be smaller than one of shapes.
 _MAX_SVG_BYTES = 100_000
 _PIXELS_PER_INCH, _COLORS = 144, 128
-_CSS_PIXELS_PER_INCH = 96
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +72,7 @@ def _picture(draw: Callable[..., Figure], description: str) -> Picture:
         pixels = rendered(figure, dpi=_PIXELS_PER_INCH, colors=_COLORS)
         kind, content = min((kind, content), ("png", pixels), key=lambda made: len(made[1]))
     encoded = base64.b64encode(content).decode("ascii")
-    width, height = figure.get_size_inches() * _CSS_PIXELS_PER_INCH
+    width, height = figure.get_size_inches() * CSS_PIXELS_PER_INCH
     source = f"data:image/{kind};base64,{encoded}"
     return Picture(description, source, round(width), round(height))
 

@@ -5,14 +5,13 @@ from typing import Any
 import numpy as np
 
 from gradscope.analysis.report import Report
-from gradscope.reporters.figures.labels import marked_rows
+from gradscope.reporters.figures.labels import MINOR_GROUPS, marked_rows
 from gradscope.reporters.html.arrays import compressed
 from gradscope.reporters.wording import inert
 
 _MAX_RIDGES, _MAX_RIDGE_STEPS = 64, 40
 # A share of the entries that would be no pixel high needs no room on the axis.
 _VISIBLE = 0.002
-_MINOR_GROUPS = frozenset({"bias", "norm"})
 
 
 def spread(report: Report) -> dict[str, Any] | None:
@@ -21,7 +20,7 @@ def spread(report: Report) -> dict[str, Any] | None:
     if not histograms:
         return None
     marked = set(marked_rows(histograms.entities, report.findings))
-    weights = [row for row, e in enumerate(histograms.entities) if e.group not in _MINOR_GROUPS]
+    weights = [row for row, e in enumerate(histograms.entities) if e.group not in MINOR_GROUPS]
     rows = sorted(weights, key=lambda row: histograms.entities[row].depth)
     if len(rows) > _MAX_RIDGES:
         stride = -(-len(rows) // (_MAX_RIDGES // 2))
