@@ -1,7 +1,6 @@
 """The step: when it opens and closes, what is read in it, and where that goes."""
 
 import math
-import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -17,16 +16,17 @@ from gradscope.capture.config import CaptureConfig
 from gradscope.capture.context import is_set_apart
 from gradscope.capture.entities import Roster
 from gradscope.capture.guard import SCALARS, STEPS, Guard
+from gradscope.capture.handover import Handover
 from gradscope.capture.modules import ModuleTaps
 from gradscope.capture.optimizers import Optimizers, with_closure
 from gradscope.capture.outputs import first_tensor, output_loss
 from gradscope.capture.parameters import CoordinateSamples, ParameterReader
 from gradscope.capture.pulses import Pulses
-from gradscope.capture.recorder import PATIENCE, Packet, Pulse, Recorder, Rows
+from gradscope.capture.recorder import Recorder, Rows
 from gradscope.capture.scaling import Deferred, LossScaling
 from gradscope.capture.selection import Selection
 from gradscope.capture.step import Step
-from gradscope.log.writer import Continuation, RunWriter
+from gradscope.log.writer import Continuation
 
 # By then every loop has logged its loss once.
 _LOSS_EXPECTED_AFTER = 3
@@ -59,16 +59,15 @@ class Observer:
         self._taps = ModuleTaps(self._roster, config, guard, scaling) if outputs else None
         guard.on_disable[STEPS] = self._release
         self._samples = CoordinateSamples()
-        # Set by the owner, as is the recorder: hooks the parts, when they are to be hooked; told
-        # how many steps are recorded, when one more is.
+        # Set by the owner: hooks the parts, when they are to be hooked; told how many steps are
+        # recorded, when one more is.
         self.watch_parts: Callable[[], None] = lambda: None
         self.on_record: Callable[[int], None] = lambda _: None
         self._watching_parts = False
-        self.recorder: Recorder | None = None
         self._open: Step | None = None
         self._next = 0
         self._pulses = Pulses(guard)
-        self._flushed_at = time.monotonic()
+        self._handover = Handover(self._roster, self.selection, self._pulses)
         self.counts = {
             "forwards": 0,
             "optimizer_steps": 0,
@@ -77,6 +76,10 @@ class Observer:
         }
         self._coverage: dict[str, Any] = {}
         self._earlier: Mapping[str, Any] = {}
+
+    def record_to(self, recorder: Recorder) -> None:
+        """Hand over what is recorded from now on."""
+        self._handover.recorder = recorder
 
     def take_up(self, earlier: Continuation) -> None:
         """Go on after the last step of a run; raises ConfigError if it is another model's."""
@@ -233,6 +236,10 @@ class Observer:
                 self._taps.arm(rows)
         return self._open
 
+    def flush(self) -> None:
+        """Hand over all that has gathered."""
+        self._handover.flush()
+
     def close_step(self) -> None:
         """Everything that belongs to the open step is known: hand it over."""
         step, self._open = self._open, None
@@ -243,7 +250,7 @@ class Observer:
             self._finish_record(step)
         self._scaling.step_closes(self._pulses.current(), step.stepped)
         self._pulses.end()
-        self._flush(step.rows)
+        self._handover.step_closed(step.rows)
         if self.counts["closed_steps"] == _LOSS_EXPECTED_AFTER and not self._pulses.loss_seen:
             self._guard.say(
                 "loss",
@@ -261,44 +268,12 @@ class Observer:
         self.counts["recorded_steps"] += 1
         self._note_coverage(step)
 
-    def _flush(self, rows: Rows | None) -> None:
-        """Hand over the record of the step that closed, or the pulses if it is time."""
-        waited = time.monotonic() - self._flushed_at
-        if rows is not None or self._pulses.is_full or waited > PATIENCE:
-            self.flush(rows)
-        else:
-            self._offer()
-
-    def flush(self, rows: Rows | None = None) -> None:
-        """Hand over all that has gathered."""
-        if self.recorder is not None and self._pulses.pending:
-            self._write_new_entities()
-            self.recorder.submit(self._packet(rows, self._pulses.pending))
-            self._pulses.pending = []
-            self._flushed_at = time.monotonic()
-
     def _offer(self) -> None:
         """What is known now, in case that the loop pauses."""
-        if self.recorder is None:
-            return
         step = self._open
-        if step is not None and self._is_done(step):
-            self._write_new_entities()
-            rows = step.rows.copy() if step.rows is not None else None
-            self.recorder.offer(self._packet(rows, self._pulses.known()))
-        elif self._pulses.pending:
-            self.recorder.offer(self._packet(None, self._pulses.pending))
-
-    def _packet(self, rows: Rows | None, pulses: list[Pulse]) -> Packet:
-        # The recorder's thread reads them; the last may still be added to.
-        fixed = (*pulses[:-1], pulses[-1].copy())
-        shown = self.selection.shown(self._pulses.user_tags)
-        return Packet(pulses[-1].step, rows, fixed, self._roster.sizes(), shown)
-
-    def _write_new_entities(self) -> None:
-        for table, new in self._roster.take_new().items():
-            if self.recorder is not None:
-                self.recorder.call(partial(RunWriter.entities, table=table, new=new))
+        self._handover.offer(
+            step.rows if step else None, is_done=step is not None and self._is_done(step)
+        )
 
     # The optimizer's step.
 
@@ -396,5 +371,4 @@ class Observer:
 
     def write_coverage(self) -> None:
         """Write down what was seen so far."""
-        if self.recorder is not None:
-            self.recorder.call(partial(RunWriter.coverage, coverage=self.coverage()))
+        self._handover.coverage(self.coverage())

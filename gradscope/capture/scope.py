@@ -9,7 +9,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
@@ -22,6 +21,7 @@ from gradscope.capture.arguments import (
     checked_scaler,
     refuse,
 )
+from gradscope.capture.attachment import attach, is_compiled
 from gradscope.capture.config import CaptureConfig, patterns
 from gradscope.capture.display import Display
 from gradscope.capture.folders import changed_settings, run_folder
@@ -138,7 +138,7 @@ class Scope:
         self._has_charts = False
         self._guard = Guard(self._write_problem)
         self._named_optimizers = optimizers is not None
-        compiled = _is_compiled(model)
+        compiled = is_compiled(model)
         outputs = config.level == "full" and not compiled
         # Of torch.compile(model), the model: its names are the user's.
         core = getattr(model, "_orig_mod", model)
@@ -154,12 +154,12 @@ class Scope:
             RunWriter(self.log_dir, self._meta, folder.earlier),
             weakref.WeakMethod(self._log_failed),
         )
-        self._observer.recorder = self._recorder
+        self._observer.record_to(self._recorder)
         self._display = Display(self.report, self._recorder, self._guard)
         if not self._temporary:
             self._observer.on_record = self._display.recorded
         self._hooks = Hooks(self)
-        self._attach(model, optimizers, criterion)
+        attach(self._hooks, self._observer, model, optimizers, criterion)
         if compiled:
             message = "the model is compiled: its parameters are recorded, its outputs are not"
             self._guard.say(OUTPUTS, message)
@@ -321,55 +321,12 @@ class Scope:
         state = "closed" if self._closed else "watching"
         return f"<gradscope.Scope {state}, log_dir={str(self.log_dir)!r}>"
 
-    def _attach(
-        self,
-        model: nn.Module,
-        optimizers: Sequence[Optimizer] | None,
-        criterion: nn.Module | None,
-    ) -> None:
-        # The forward of a module that was compiled in place runs no hooks but compiled ones;
-        # around torch.compile(model) they run as they are.
-        if not _compiled_in_place(model):
-            self._hooks.before_forward(model, self._observer.before_forward)
-            self._hooks.after_forward(model, self._observer.after_forward)
-            self._observer.watch_parts = self._watch_parts
-        if criterion is not None:
-            self._hooks.after_forward(criterion, self._observer.after_criterion)
-        before, after = self._observer.before_step, self._observer.after_step
-        if optimizers is None:
-            self._hooks.around_any_step(before, after)
-        else:
-            for optimizer in optimizers:
-                self._observer.optimizers.expect(optimizer)
-                self._hooks.around_step(optimizer, before, after)
-            self._hooks.before_any_step(self._observer.optimizers.before_any_step)
-
-    def _watch_parts(self) -> None:
-        for part in self._observer.model.children():
-            if not _is_compiled(part):
-                self._hooks.before_forward(part, self._observer.before_part)
-
     def _write_problem(self, problem: Problem) -> None:
         step = self._first_step + self._observer.counts["closed_steps"]
         self._recorder.call(lambda writer: writer.problem(step, problem.part, problem.message))
 
     def _log_failed(self, reason: str) -> None:
         self._guard.disable(LOG, f"{reason}; nothing more is recorded in {str(self.log_dir)!r}")
-
-
-def _is_compiled(model: nn.Module) -> bool:
-    """Whether any part is."""
-    # By name: importing torch._dynamo to ask takes a second.
-    return any(
-        type(module).__name__ == "OptimizedModule" or _compiled_in_place(module)
-        for module in model.modules()
-    )
-
-
-def _compiled_in_place(module: nn.Module) -> bool:
-    return getattr(module, "_compiled_call_impl", None) is not None or isinstance(
-        module, torch.jit.ScriptModule
-    )
 
 
 def _with_problems(run: Run, problems: Sequence[Problem], coverage: Mapping[str, Any]) -> Run:

@@ -1,0 +1,65 @@
+"""When what was recorded goes to the recorder, and as what packets."""
+
+import time
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from gradscope.capture.entities import Roster
+from gradscope.capture.pulses import Pulses
+from gradscope.capture.recorder import PATIENCE, Packet, Pulse, Recorder, Rows
+from gradscope.capture.selection import Selection
+from gradscope.log.writer import RunWriter
+
+
+class Handover:
+    """Hands the records and pulses of one model's training to the recorder, once there is one."""
+
+    def __init__(self, roster: Roster, selection: Selection, pulses: Pulses) -> None:
+        self._roster = roster
+        self._selection = selection
+        self._pulses = pulses
+        self._flushed_at = time.monotonic()
+        self.recorder: Recorder | None = None
+
+    def step_closed(self, rows: Rows | None) -> None:
+        """A step is complete: hand over its record, or the pulses if it is time."""
+        waited = time.monotonic() - self._flushed_at
+        if rows is not None or self._pulses.is_full or waited > PATIENCE:
+            self.flush(rows)
+        else:
+            self.offer(None, is_done=False)
+
+    def flush(self, rows: Rows | None = None) -> None:
+        """Hand over all that has gathered."""
+        if self.recorder is not None and self._pulses.pending:
+            self._write_new_entities(self.recorder)
+            self.recorder.submit(self._packet(rows, self._pulses.pending))
+            self._pulses.pending = []
+            self._flushed_at = time.monotonic()
+
+    def offer(self, rows: Rows | None, *, is_done: bool) -> None:
+        """What is known now of the open step if it is done, in case that the loop pauses."""
+        if self.recorder is None:
+            return
+        if is_done:
+            self._write_new_entities(self.recorder)
+            copied = rows.copy() if rows is not None else None
+            self.recorder.offer(self._packet(copied, self._pulses.known()))
+        elif self._pulses.pending:
+            self.recorder.offer(self._packet(None, self._pulses.pending))
+
+    def coverage(self, coverage: Mapping[str, Any]) -> None:
+        """Write down what was seen so far."""
+        if self.recorder is not None:
+            self.recorder.call(partial(RunWriter.coverage, coverage=coverage))
+
+    def _packet(self, rows: Rows | None, pulses: list[Pulse]) -> Packet:
+        # The recorder's thread reads them; the last may still be added to.
+        fixed = (*pulses[:-1], pulses[-1].copy())
+        shown = self._selection.shown(self._pulses.user_tags)
+        return Packet(pulses[-1].step, rows, fixed, self._roster.sizes(), shown)
+
+    def _write_new_entities(self, recorder: Recorder) -> None:
+        for table, new in self._roster.take_new().items():
+            recorder.call(partial(RunWriter.entities, table=table, new=new))
