@@ -232,10 +232,19 @@ class ModuleTaps:
 class _GradientTap:
     """A tensor hook: knows the row, never the output."""
 
-    __slots__ = ("_guard", "_row", "_rows", "_taps")
+    __slots__ = ("_arrived", "_guard", "_row", "_rows", "_taps")
 
     def __init__(self, taps: ModuleTaps, rows: Rows, row: int, guard: Guard) -> None:
         self._taps, self._rows, self._row, self._guard = taps, rows, row, guard
+        self._arrived = False
 
     def __call__(self, gradient: Tensor) -> None:
+        if self._arrived:
+            self._guard.say(
+                OUTPUTS,
+                "several backwards went through one graph: what arrives at an output in each of "
+                "them counts by itself, and is not added up",
+                aloud=False,
+            )
+        self._arrived = True
         self._guard.run(OUTPUTS, self._taps.gradient_arrived, self._rows, self._row, gradient)

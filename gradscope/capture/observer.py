@@ -210,6 +210,7 @@ class Observer:
 
     def _forward_begins(self, args: Any, kwargs: Any) -> None:
         step = self._begin()
+        step.entered = True
         self.counts["forwards"] += 1
         if self._taps is not None:
             self._taps.forward_begins()
@@ -217,7 +218,7 @@ class Observer:
             self._see_signal(step, "input", (args, kwargs))
 
     def _part_begins(self) -> None:
-        self._begin()
+        self._begin().entered = True
 
     def _begin(self) -> Step:
         """The open step, unless it is done: then the next."""
@@ -325,7 +326,7 @@ class Observer:
                 step.reader.updates(parameters)
         self._pulses.rate(optimizer.param_groups[0].get("lr", math.nan))
         self._mark_stepped(step, id(optimizer))
-        if not self.counts["forwards"] and not self._watching_parts:
+        if not step.entered and not self._watching_parts:
             # The loop calls the model's parts one by one, as GANs do.
             self._watching_parts = True
             self.watch_parts()

@@ -13,5 +13,7 @@ class Step:
     number: int
     rows: Rows | None
     reader: ParameterReader | None = None
+    # Whether the model's own forward, or that of a part, was seen to begin.
+    entered: bool = False
     # Identities of the optimizers that have stepped; 0 for a hand-written update.
     stepped: set[int] = field(default_factory=set)

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from gradscope.capture.scope import watch
 from gradscope.record import Run, Table
-from tests.capture.reference import Numbers, assert_equal, wide
+from tests.capture.reference import Numbers, assert_equal, described, prefixed, wide
 from tests.capture.trainings import vectors
 
 F64 = NDArray[np.float64]
@@ -33,6 +33,8 @@ class Received:
     def __init__(self, model: nn.Module, optimizers: Iterable[Optimizer] = ()) -> None:
         self.model = model
         self._step: dict[str, Numbers] = {}
+        # Whether an optimizer has used the gradients of the step.
+        self.has_begun = False
         self.steps: list[dict[str, Numbers]] = []
         for optimizer in optimizers:
             self.follow(optimizer)
@@ -72,6 +74,7 @@ class Received:
 
     def _given(self, optimizer: Optimizer) -> dict[str, tuple[F64, F64]]:
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        self.has_begun = True
         return {
             name: (wide(parameter), wide(parameter.grad))
             for name, parameter in self.model.named_parameters()
@@ -82,13 +85,53 @@ class Received:
         """All that one training step consists of is done."""
         unread: Mapping[str, Numbers] = {name: {} for name, _ in self.model.named_parameters()}
         self.steps.append({**unread, **self._step})
-        self._step = {}
+        self._step, self.has_begun = {}, False
 
 
 def assert_received(table: Table, received: Received) -> None:
     """Every recorded step holds what the optimizers of that step were given, and no more."""
     assert any(numbers for step in received.steps for numbers in step.values())
     assert_equal(table, received.steps, quantities=QUANTITIES)
+
+
+class Passed:
+    """What the leaf modules return in training, and the gradients arriving there.
+
+    Those of a step are what was computed until its first optimizer used the gradients.
+    """
+
+    def __init__(self, model: nn.Module, received: Received) -> None:
+        self._received = received
+        self._outputs: dict[str, list[Tensor]] = {}
+        self._gradients: dict[str, list[Tensor]] = {}
+        self.steps: list[dict[str, Numbers]] = []
+        for name, module in model.named_modules():
+            if next(module.children(), None) is None:
+                module.register_forward_hook(functools.partial(self._see, name))
+
+    def _see(self, name: str, module: nn.Module, args: Any, output: Tensor) -> None:
+        del module, args
+        if torch.is_grad_enabled() and not self._received.has_begun:
+            self._outputs.setdefault(name, []).append(output.detach().clone())
+            arrived = self._gradients.setdefault(name, [])
+            if output.requires_grad:
+                output.register_hook(lambda gradient: arrived.append(gradient.detach().clone()))
+
+    def step_ends(self) -> None:
+        numbers: dict[str, Numbers] = {}
+        for name, outputs in self._outputs.items():
+            numbers[name] = prefixed("output_", described(outputs))
+            if gradients := self._gradients[name]:
+                numbers[name] |= prefixed("output_grad_", described(gradients))
+        self.steps.append(numbers)
+        self._outputs, self._gradients = {}, {}
+
+
+def assert_passed(table: Table, passed: Passed) -> None:
+    """Every recorded step holds what modules returned in it, and what arrived there."""
+    assert any(numbers for step in passed.steps for numbers in step.values())
+    quantities = ("output_mean", "output_std", "output_rms", "output_absmax", "output_grad_norm")
+    assert_equal(table, passed.steps, quantities=quantities)
 
 
 STEPS = 5
@@ -116,13 +159,21 @@ def backward(model: nn.Module, *optimizers: Optimizer) -> None:
     loss_of(model).backward()
 
 
-def followed(
-    build: Callable[[], Loop], folder: Path, *, given: bool = True
-) -> tuple[Run, Received]:
-    """The run of a loop, every step recorded, and what its optimizers received."""
+@dataclass
+class Followed:
+    """A recorded loop, and what its optimizers and modules were given."""
+
+    run: Run
+    received: Received
+    passed: Passed
+
+
+def followed(build: Callable[[], Loop], folder: Path, *, given: bool = True) -> Followed:
+    """The loop, every step recorded."""
     torch.manual_seed(0)
     loop = build()
     received = Received(loop.model, loop.optimizers)
+    passed = Passed(loop.model, received)
     optimizers = list(loop.optimizers) if given else None
     with watch(loop.model, optimizers, log_dir=folder, every=1) as scope:
         for number in range(STEPS):
@@ -134,4 +185,5 @@ def followed(
             loop.body(number)
             scope.log(loss=float(number))
             received.step_ends()
-        return scope.run(), received
+            passed.step_ends()
+        return Followed(scope.run(), received, passed)

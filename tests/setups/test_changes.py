@@ -17,6 +17,7 @@ from tests.setups.reference_loops import (
     STEPS,
     Loop,
     Received,
+    assert_passed,
     assert_received,
     backward,
     followed,
@@ -51,7 +52,8 @@ def built_after_watch() -> Loop:
 
 
 def test_optimizer_built_after_watch(tmp_path: Path) -> None:
-    run, received = followed(built_after_watch, tmp_path, given=False)
+    loop = followed(built_after_watch, tmp_path, given=False)
+    run, received = loop.run, loop.received
     assert list(run.steps) == list(range(STEPS))
     assert_received(run.parameters, received)
 
@@ -73,8 +75,10 @@ def group_added() -> Loop:
 
 @pytest.mark.parametrize("given", [True, False], ids=["given", "found"])
 def test_group_added_in_mid_training(given: bool, tmp_path: Path) -> None:
-    run, received = followed(group_added, tmp_path, given=given)
-    assert_received(run.parameters, received)
+    loop = followed(group_added, tmp_path, given=given)
+    run = loop.run
+    assert_received(run.parameters, loop.received)
+    assert_passed(run.modules, loop.passed)
     added = run.parameters.names.index("0.weight")
     assert list(run.parameters["in_optimizer"][:, added]) == [0, 0, 1, 1, 1]
     assert (run.parameters["grad_missing"][:, added] == 0).all()
@@ -95,8 +99,10 @@ def unfrozen() -> Loop:
 
 
 def test_layer_unfrozen_in_mid_training(tmp_path: Path) -> None:
-    run, received = followed(unfrozen, tmp_path)
-    assert_received(run.parameters, received)
+    loop = followed(unfrozen, tmp_path)
+    run = loop.run
+    assert_received(run.parameters, loop.received)
+    assert_passed(run.modules, loop.passed)
     flags = run.parameters["requires_grad"][:, run.parameters.names.index("0.weight")]
     assert list(flags) == [0, 0, 1, 1, 0]
 
@@ -119,10 +125,9 @@ def head_replaced(*, when: int, outputs: int) -> Loop:
 @pytest.mark.parametrize("when", [0, 3])
 @pytest.mark.parametrize("outputs", [5, 7])
 def test_head_replaced_after_watch(when: int, outputs: int, tmp_path: Path) -> None:
-    run, received = followed(
-        lambda: head_replaced(when=when, outputs=outputs), tmp_path, given=False
-    )
-    assert_received(run.parameters, received)
+    loop = followed(lambda: head_replaced(when=when, outputs=outputs), tmp_path, given=False)
+    run = loop.run
+    assert_received(run.parameters, loop.received)
     assert run.modules.names.count("4") == 1
     assert not np.isnan(run.modules["output_grad_norm"]).any()
 
@@ -130,7 +135,7 @@ def test_head_replaced_after_watch(when: int, outputs: int, tmp_path: Path) -> N
 def test_optimizer_that_was_not_given_is_said(tmp_path: Path) -> None:
     """The one that was given is thrown away with the old head."""
     with pytest.warns(GradscopeWarning, match="Adam") as warned:
-        run, _ = followed(lambda: head_replaced(when=2, outputs=5), tmp_path, given=True)
+        run = followed(lambda: head_replaced(when=2, outputs=5), tmp_path, given=True).run
     assert len(warned) == 1
     (said,) = [problem["message"] for problem in run.meta["problems"]]
     for words in ("Adam", "not given to watch()", "leave out optimizer"):
@@ -163,7 +168,8 @@ def closures_in_turn() -> Loop:
 
 @pytest.mark.parametrize("given", [True, False], ids=["given", "found"])
 def test_closures_in_turn_are_a_step_each(given: bool, tmp_path: Path) -> None:
-    run, received = followed(closures_in_turn, tmp_path, given=given)
+    loop = followed(closures_in_turn, tmp_path, given=given)
+    run, received = loop.run, loop.received
     assert list(run.steps) == list(range(STEPS))
     assert_received(run.parameters, received)
     np.testing.assert_allclose(run.scalars["learning_rate"], [0.1, 0.01, 0.1, 0.01, 0.1])

@@ -1,11 +1,12 @@
 """Whatever the loop looks like, what is recorded is what the optimizers were given."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from _pytest.mark.structures import ParameterSet
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from torch.optim import LBFGS, SGD, Adam, AdamW, Optimizer, RMSprop
@@ -13,7 +14,16 @@ from torch.optim.lr_scheduler import LambdaLR, OneCycleLR, ReduceLROnPlateau
 from torch.optim.swa_utils import SWALR, AveragedModel, get_ema_multi_avg_fn, update_bn
 
 from tests.capture.trainings import mlp_model, vectors
-from tests.setups.reference_loops import STEPS, Loop, assert_received, backward, followed, loss_of
+from tests.setups.reference_loops import (
+    STEPS,
+    Loop,
+    assert_passed,
+    assert_received,
+    backward,
+    followed,
+    loss_of,
+)
+from tests.setups.support import support
 
 Build = Callable[[], Loop]
 
@@ -132,16 +142,50 @@ def kept_graph() -> Loop:
     return Loop(model, [optimizer], body)
 
 
+class Resting(nn.Module):
+    """Its last layer rests at every second forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 5))
+        self.last = nn.Linear(5, 5)
+        self.forwards = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.forwards += 1
+        body: Tensor = self.body(x)
+        last: Tensor = self.last(body) if self.forwards % 2 else body
+        return last
+
+
 def zeros_kept() -> Loop:
-    """`zero_grad(set_to_none=False)`, with a layer that rests at every second step."""
-    model = mlp_model()
+    """`zero_grad(set_to_none=False)`: a layer that rests keeps its gradient, of zeros."""
+    model = Resting()
     optimizer = Adam(model.parameters(), lr=0.01)
 
     def body(number: int) -> None:
+        del number
         optimizer.zero_grad(set_to_none=False)
+        loss_of(model).backward()
+        optimizer.step()
+
+    return Loop(model, [optimizer], body)
+
+
+def parts_called_at_times() -> Loop:
+    """At every second step the loop calls the parts of the model, not the model."""
+    model = mlp_model()
+    optimizer = SGD(model.parameters(), lr=0.1)
+
+    def body(number: int) -> None:
+        optimizer.zero_grad()
         x, y = vectors()
-        output = model[:4](x) if number % 2 else model(x)
-        F.cross_entropy(output, y).backward()
+        if number % 2:
+            for part in model:
+                x = part(x)
+        else:
+            x = model(x)
+        F.cross_entropy(x, y).backward()
         optimizer.step()
 
     return Loop(model, [optimizer], body)
@@ -288,41 +332,87 @@ def evaluated() -> Loop:
     return Loop(model, [optimizer], body)
 
 
-LOOPS: dict[str, Build] = {
-    "sgd": lambda: one_by_one(lambda m: SGD(m.parameters(), lr=0.1, momentum=0.9, nesterov=True)),
-    "sgd, fused": lambda: one_by_one(lambda m: SGD(m.parameters(), lr=0.1, fused=True)),
-    "maximizing": lambda: one_by_one(lambda m: SGD(m.parameters(), lr=0.1, maximize=True)),
-    "adam, foreach": lambda: one_by_one(lambda m: Adam(m.parameters(), foreach=True)),
-    "adamw, foreach": lambda: one_by_one(lambda m: AdamW(m.parameters(), foreach=True)),
-    "adam, fused": lambda: one_by_one(lambda m: Adam(m.parameters(), fused=True)),
-    "adamw, fused": lambda: one_by_one(lambda m: AdamW(m.parameters(), fused=True)),
-    "lbfgs": lambda: with_closure(lbfgs),
-    "adamw, closure": lambda: with_closure(lambda m: AdamW(m.parameters())),
-    "sgd, closure by keyword": lambda: with_closure(
-        lambda m: SGD(m.parameters(), lr=0.1), keyword=True
-    ),
-    "accumulation": accumulated,
-    "several backwards": several_backwards,
-    "penalty on the input's gradient": lambda: gradient_penalty(of_parameters=False),
-    "penalty on the parameters' gradient": lambda: gradient_penalty(of_parameters=True),
-    "gradients with a graph": kept_graph,
-    "zeros kept": zeros_kept,
-    "skipped steps": some_skipped,
-    "gradients changed by the loop": pushed_before_the_step,
-    "one optimizer at every second step": head_at_every_second_step,
-    "optimizer in backward": in_backward,
-    "schedules": scheduled,
-    "averaged copies": averaged,
-    "evaluation": evaluated,
+LOOPS: dict[str, dict[str, Build]] = {
+    "Optimizers": {
+        "SGD": lambda: one_by_one(lambda m: SGD(m.parameters(), lr=0.1, momentum=0.9)),
+        "SGD, Nesterov": lambda: one_by_one(
+            lambda m: SGD(m.parameters(), lr=0.1, momentum=0.9, nesterov=True)
+        ),
+        "SGD, `fused`": lambda: one_by_one(lambda m: SGD(m.parameters(), lr=0.1, fused=True)),
+        "SGD, `maximize`": lambda: one_by_one(lambda m: SGD(m.parameters(), lr=0.1, maximize=True)),
+        "Adam, `foreach`": lambda: one_by_one(lambda m: Adam(m.parameters(), foreach=True)),
+        "AdamW, `foreach`": lambda: one_by_one(lambda m: AdamW(m.parameters(), foreach=True)),
+        "Adam, `fused`": lambda: one_by_one(lambda m: Adam(m.parameters(), fused=True)),
+        "AdamW, `fused`": lambda: one_by_one(lambda m: AdamW(m.parameters(), fused=True)),
+        "LBFGS": lambda: with_closure(lbfgs),
+        "closure: backward within `step`": lambda: with_closure(lambda m: AdamW(m.parameters())),
+        "closure by keyword": lambda: with_closure(
+            lambda m: SGD(m.parameters(), lr=0.1), keyword=True
+        ),
+        "several, one at every second step": head_at_every_second_step,
+        "one per parameter, in backward": in_backward,
+        "schedulers": scheduled,
+        "EMA and SWA copies": averaged,
+    },
+    "Loops": {
+        "gradient accumulation": accumulated,
+        "several backwards, `retain_graph`": several_backwards,
+        "gradient penalty on the input": lambda: gradient_penalty(of_parameters=False),
+        "gradient penalty on the parameters": lambda: gradient_penalty(of_parameters=True),
+        "gradients with a graph, `create_graph`": kept_graph,
+        "`zero_grad(set_to_none=False)`": zeros_kept,
+        "batches thrown away": some_skipped,
+        "gradients changed by the loop": pushed_before_the_step,
+        "evaluation and inference in between": evaluated,
+    },
+}
+
+# What arrives at an output comes in several parts, which only their sum makes the gradient.
+IN_PARTS = {
+    "several backwards, `retain_graph`",
+    "gradient penalty on the input",
+    "gradient penalty on the parameters",
 }
 
 
+def loops() -> Iterator[ParameterSet]:
+    for area, named in LOOPS.items():
+        for name, build in named.items():
+            shown = support(
+                area,
+                name,
+                parameters="right",
+                outputs="right",
+                output_gradients="labelled" if name in IN_PARTS else "right",
+            )
+            yield pytest.param(name, build, marks=shown, id=name)
+
+
 @pytest.mark.parametrize("given", [True, False], ids=["given", "found"])
-@pytest.mark.parametrize("name", LOOPS)
-def test_records_what_the_optimizers_received(name: str, given: bool, tmp_path: Path) -> None:
-    run, received = followed(LOOPS[name], tmp_path, given=given)
+@pytest.mark.parametrize(("name", "build"), list(loops()))
+def test_records_what_optimizers_and_modules_received(
+    name: str, build: Build, given: bool, tmp_path: Path
+) -> None:
+    loop = followed(build, tmp_path, given=given)
+    run = loop.run
     assert list(run.steps) == list(range(STEPS))
-    assert_received(run.parameters, received)
+    assert_received(run.parameters, loop.received)
+    assert_passed(run.modules, loop.passed)
     assert list(run.scalars["loss"]) == list(range(STEPS))
-    assert run.meta["problems"] == []
+    said = [problem["message"] for problem in run.meta["problems"]]
+    if name in IN_PARTS:
+        (message,) = said
+        assert "is not added up" in message
+    else:
+        assert said == []
     assert np.isfinite(run.scalars["learning_rate"]).all()
+
+
+def test_parts_that_the_loop_calls_itself_are_seen_from_the_second_time_on(tmp_path: Path) -> None:
+    loop = followed(parts_called_at_times, tmp_path)
+    assert_received(loop.run.parameters, loop.received)
+    # When the first of these forwards begins no step is open: nothing is known of it.
+    missed = loop.passed.steps[1]
+    loop.passed.steps[1] = {name: {} for name in missed}
+    assert missed
+    assert_passed(loop.run.modules, loop.passed)
