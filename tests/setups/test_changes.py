@@ -23,6 +23,7 @@ from tests.setups.reference_loops import (
     followed,
     loss_of,
 )
+from tests.setups.support import support
 
 
 def body_and_head(model: nn.Sequential) -> tuple[Optimizer, Optimizer]:
@@ -51,11 +52,19 @@ def built_after_watch() -> Loop:
     return loop
 
 
+@support(
+    "Optimizers",
+    "built after `watch`",
+    parameters="right",
+    outputs="right",
+    output_gradients="right",
+)
 def test_optimizer_built_after_watch(tmp_path: Path) -> None:
     loop = followed(built_after_watch, tmp_path, given=False)
-    run, received = loop.run, loop.received
+    run = loop.run
     assert list(run.steps) == list(range(STEPS))
-    assert_received(run.parameters, received)
+    assert_received(run.parameters, loop.received)
+    assert_passed(run.modules, loop.passed)
 
 
 def group_added() -> Loop:
@@ -73,6 +82,13 @@ def group_added() -> Loop:
     return loop
 
 
+@support(
+    "Optimizers",
+    "a parameter group added in mid-training",
+    parameters="right",
+    outputs="right",
+    output_gradients="right",
+)
 @pytest.mark.parametrize("given", [True, False], ids=["given", "found"])
 def test_group_added_in_mid_training(given: bool, tmp_path: Path) -> None:
     loop = followed(group_added, tmp_path, given=given)
@@ -98,6 +114,13 @@ def unfrozen() -> Loop:
     return loop
 
 
+@support(
+    "Optimizers",
+    "a layer unfrozen in mid-training",
+    parameters="right",
+    outputs="right",
+    output_gradients="right",
+)
 def test_layer_unfrozen_in_mid_training(tmp_path: Path) -> None:
     loop = followed(unfrozen, tmp_path)
     run = loop.run
@@ -122,6 +145,7 @@ def head_replaced(*, when: int, outputs: int) -> Loop:
     return loop
 
 
+@support("Optimizers", "a head replaced after `watch`", parameters="right")
 @pytest.mark.parametrize("when", [0, 3])
 @pytest.mark.parametrize("outputs", [5, 7])
 def test_head_replaced_after_watch(when: int, outputs: int, tmp_path: Path) -> None:
@@ -132,6 +156,12 @@ def test_head_replaced_after_watch(when: int, outputs: int, tmp_path: Path) -> N
     assert not np.isnan(run.modules["output_grad_norm"]).any()
 
 
+@support(
+    "Optimizers",
+    "one that was not given to `watch`, beside one that was",
+    parameters="labelled",
+    note="its steps are not recorded, which is said aloud",
+)
 def test_optimizer_that_was_not_given_is_said(tmp_path: Path) -> None:
     """The one that was given is thrown away with the old head."""
     with pytest.warns(GradscopeWarning, match="Adam") as warned:
@@ -166,12 +196,20 @@ def closures_in_turn() -> Loop:
     return Loop(model, list(optimizers), body)
 
 
+@support(
+    "Optimizers",
+    "closures of several in turn: a step each",
+    parameters="right",
+    outputs="right",
+    output_gradients="right",
+)
 @pytest.mark.parametrize("given", [True, False], ids=["given", "found"])
 def test_closures_in_turn_are_a_step_each(given: bool, tmp_path: Path) -> None:
     loop = followed(closures_in_turn, tmp_path, given=given)
-    run, received = loop.run, loop.received
+    run = loop.run
     assert list(run.steps) == list(range(STEPS))
-    assert_received(run.parameters, received)
+    assert_received(run.parameters, loop.received)
+    assert_passed(run.modules, loop.passed)
     np.testing.assert_allclose(run.scalars["learning_rate"], [0.1, 0.01, 0.1, 0.01, 0.1])
     assert not np.isnan(run.modules["output_grad_norm"]).any()
 
@@ -221,6 +259,7 @@ class Pair:
         return loss
 
 
+@support("Loops", "two models in turn (GAN), each watched", parameters="right")
 @pytest.mark.parametrize("given", [True, False], ids=["given", "found"])
 def test_two_models_that_train_in_turn(given: bool, tmp_path: Path) -> None:
     pair = Pair()
@@ -253,6 +292,7 @@ def test_two_models_that_train_in_turn(given: bool, tmp_path: Path) -> None:
         assert run.meta["problems"] == []
 
 
+@support("Loops", "two models in turn (GAN), one of them watched", parameters="right")
 def test_one_model_of_two_that_train_in_turn(tmp_path: Path) -> None:
     """As in a LightningModule; its own forward is the generator's."""
 
@@ -284,6 +324,7 @@ def test_one_model_of_two_that_train_in_turn(tmp_path: Path) -> None:
 # Steps that fail.
 
 
+@support("Loops", "a step that fails and is tried again", parameters="right")
 def test_step_that_fails_and_is_tried_again(tmp_path: Path) -> None:
     """Out of memory in the optimizer, say: the gradients that count are those of the second try."""
     model = mlp_model()
@@ -316,6 +357,7 @@ def test_step_that_fails_and_is_tried_again(tmp_path: Path) -> None:
     assert_received(run.parameters, received)
 
 
+@support("Loops", "a closure that fails in a line search", parameters="right")
 def test_closure_that_fails_in_a_line_search(tmp_path: Path) -> None:
     model = mlp_model()
     optimizer = LBFGS(model.parameters(), lr=0.5, max_iter=4)
@@ -362,6 +404,7 @@ class SharpnessAware(Optimizer):
         self.inner.step()
 
 
+@support("Optimizers", "one within another (sharpness-aware)", parameters="right")
 def test_optimizer_within_an_optimizer(tmp_path: Path) -> None:
     """What the inner one is given, and what it changes, is the step."""
     model = mlp_model()

@@ -18,6 +18,7 @@ from gradscope.capture.scope import Scope, watch
 from gradscope.errors import GradscopeWarning
 from tests.capture.trainings import mlp_model, vectors
 from tests.setups.received import NAN, Received
+from tests.setups.support import support
 
 
 def make_model(dtype: torch.dtype = torch.float32) -> nn.Module:
@@ -61,6 +62,7 @@ def test_the_signature_is_torchs() -> None:
     assert [p.default for p in ours.values()][1:] == [p.default for p in theirs.values()][1:]
 
 
+@support("Clipping", "`scope.clip_grad_norm_`: as torch's, bit for bit", parameters="right")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("foreach", [None, True, False])
 @pytest.mark.parametrize("kind", [2.0, 1.0, math.inf, 3.0])
@@ -231,6 +233,7 @@ def test_closed_scope_still_clips(tmp_path: Path) -> None:
 # Under a loss scale.
 
 
+@support("Clipping", "after `scaler.unscale_`", parameters="right")
 @pytest.mark.parametrize("fused", [False, True])
 def test_unscaled_gradients_are_clipped_and_recorded(fused: bool, tmp_path: Path) -> None:
     model = make_model()
@@ -255,6 +258,7 @@ def test_unscaled_gradients_are_clipped_and_recorded(fused: bool, tmp_path: Path
     assert "clip" not in str(run.meta["problems"])
 
 
+@support("Clipping", "of gradients that are still scaled", parameters="labelled")
 def test_clipping_scaled_gradients_is_said_and_their_norm_is_unscaled(tmp_path: Path) -> None:
     model = make_model()
     scaler = GradScaler("cpu", init_scale=1000.0)

@@ -15,6 +15,7 @@ from gradscope.capture.scope import watch
 from gradscope.log.reader import load
 from tests.capture.trainings import vectors
 from tests.setups.reference_loops import Received, assert_received
+from tests.setups.support import support
 
 # Of five steps, so many are whole.
 WHOLE = 3
@@ -127,6 +128,7 @@ def test_log_is_complete_and_hooks_are_gone(
     assert "KeyboardInterrupt" in str(run.meta["problems"])
 
 
+@support("Loops", "exceptions and KeyboardInterrupt anywhere in a step", parameters="right")
 @pytest.mark.parametrize("closure", [False, True], ids=["plain", "closure"])
 @pytest.mark.parametrize("place", PLACES[:-1])
 def test_training_that_goes_on_is_recorded_rightly(

@@ -19,6 +19,7 @@ from gradscope.analysis.analyzer import analyze
 from gradscope.capture.scope import Scope, watch
 from tests.capture.trainings import mlp_model, vectors
 from tests.setups.received import Arrived, Received, assert_describes
+from tests.setups.support import support
 
 # Not a power of two: dividing by it rounds.
 SCALE = 1000.0
@@ -95,6 +96,7 @@ OPTIMIZERS: dict[str, Callable[[nn.Module], Optimizer]] = {
 # Gradients under a loss scale.
 
 
+@support("Precision", "`GradScaler`, also with fused optimizers", parameters="right")
 @pytest.mark.parametrize("given", [True, False], ids=["scaler given", "scaler not given"])
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_parameter_gradients_are_those_that_the_optimizer_uses(
@@ -144,6 +146,7 @@ def test_updates_and_magnitudes_are_those_of_an_unscaled_training(
         assert moved <= 0.02 * counted.sum()
 
 
+@support("Precision", "`GradScaler` given to `watch(scaler=)`", output_gradients="right")
 def test_output_gradients_are_divided_by_the_scale_of_their_backward(tmp_path: Path) -> None:
     model, scaler = make_model(), make_scaler(growth_interval=1)
     arrived = Arrived(model)
@@ -163,6 +166,7 @@ def test_output_gradients_are_divided_by_the_scale_of_their_backward(tmp_path: P
     assert "scale" not in str(run.meta["problems"])
 
 
+@support("Precision", "`GradScaler`, also with fused optimizers", output_gradients="labelled")
 @pytest.mark.parametrize("name", ["sgd", "fused sgd"])
 def test_output_gradients_without_the_scaler_say_that_they_are_scaled(
     name: str, tmp_path: Path
@@ -209,6 +213,11 @@ class OldFused(Optimizer):
             parameter.sub_(0.1 * parameter.grad / grad_scaler.get_scale())
 
 
+@support(
+    "Precision",
+    "`GradScaler` with an optimizer that unscales by itself (`step(grad_scaler=)`)",
+    parameters="unknown",
+)
 @pytest.mark.filterwarnings("ignore:GradScaler is going to stop:FutureWarning")
 @pytest.mark.filterwarnings("ignore:gradscope:gradscope.errors.GradscopeWarning")
 def test_optimizer_that_takes_the_scaler_is_left_out_and_said(tmp_path: Path) -> None:
@@ -244,6 +253,13 @@ def test_scale_and_skipped_steps_are_known_of_every_step(name: str, tmp_path: Pa
     assert run.meta["coverage"]["parameters"] == {"expected": 6, "seen": 6}
 
 
+@support(
+    "Precision",
+    "steps that a `GradScaler` skips",
+    parameters="right",
+    outputs="right",
+    note="no gradient, no update; `skipped` is 1",
+)
 @pytest.mark.parametrize("name", ["sgd", "fused adam"])
 def test_skipped_step_has_outputs_but_neither_gradients_nor_updates(
     name: str, tmp_path: Path

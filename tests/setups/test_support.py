@@ -53,8 +53,8 @@ def claims() -> Iterator[tuple[pytest.Mark, str]]:
         for path in sorted((HERE.parent / folder).glob("test_*.py")):
             if path.name != Path(__file__).name:
                 module = importlib.import_module(f"tests.{folder}.{path.stem}")
-                for _, test in inspect.getmembers(module, inspect.isfunction):
-                    if test.__module__ == module.__name__:
+                for test in vars(module).values():
+                    if inspect.isfunction(test) and test.__module__ == module.__name__:
                         yield from ((mark, f"{folder}/{path.name}") for mark in marks_of(test))
 
 
@@ -91,7 +91,7 @@ def table(rows: dict[str, Row]) -> str:
     ]
     for setup, row in rows.items():
         verdicts = " | ".join(row.verdicts.get(column, "–") for column in COLUMNS)
-        tests = ", ".join(f"[{test}](../tests/{test})" for test in row.tests)
+        tests = ", ".join(f"[{Path(test).stem}](../tests/{test})" for test in row.tests)
         noted = "".join(f"<br>{note}" for note in row.notes)
         lines.append(f"| {setup}{noted} | {verdicts} | {tests} |")
     return "\n".join(lines)
