@@ -79,7 +79,10 @@ def watch(
     scaler: the GradScaler of the training: output gradients are then unscaled, too, and the run
         has the scale and which steps were skipped.
     level: "parameters" (gradients, weights, updates) or "full" (outputs and their gradients
-        too).
+        too). While a step is recorded "parameters" needs, of each parameter, a copy of weight
+        and gradient, but of no more than 8,192 entries where there are more than 65,536; "full"
+        needs no copy, one number per unit, and for a moment a byte per entry of a bounded
+        activation's output.
     include, exclude: fnmatch patterns on qualified names of modules and parameters.
     loss_is_progress: False where a falling loss is not the aim (GAN, RL, contrastive).
     resume: go on with the run in log_dir, after the last step that it holds, as one run; also
