@@ -132,6 +132,43 @@ MODULES: tuple[Quantity, ...] = (
         "count",
         "number of that gradient's entries that are NaN or infinite",
     ),
+    _module(
+        "time_steps",
+        "T",
+        "count",
+        "time steps of the longest sequence; of a cell, its uses in a forward; mean over forwards",
+    ),
+    _module(
+        "time_grad_first",
+        "‖∂L/∂x₁‖",
+        "loss/activation",
+        "2-norm of the total gradient at each sequence's first time step, through all later ones: "
+        "of a recurrent layer's input; of a cell, of its output. 0: less than its dtype holds",
+    ),
+    _module(
+        "time_grad_middle",
+        "‖∂L/∂x_T/2‖",
+        "loss/activation",
+        "the same at the middle time step",
+    ),
+    _module(
+        "time_grad_last",
+        "‖∂L/∂x_T‖",
+        "loss/activation",
+        "the same at the last time step",
+    ),
+    _module(
+        "time_grad_zero_fraction",
+        "P(∂L/∂x=0)",
+        "share",
+        "share of exact zeros in a recurrent layer's total gradient, over all time steps",
+    ),
+    _module(
+        "time_grad_nonfinite",
+        "#NaN,Inf",
+        "count",
+        "number of NaN or infinite entries in a recurrent layer's total gradient, over all steps",
+    ),
 )
 
 SIGNALS: tuple[Quantity, ...] = (

@@ -24,8 +24,11 @@ class CaptureConfig:
     # A unit counts as dead when it was zero for this many recorded samples in a row. A healthy
     # unit that fires for 2 % of the samples stays silent that long once in 175 times.
     dead_after_samples: int = 256
-    # A cell called once per time step would fill the tables; further uses are counted, not kept.
+    # A cell called once per time step would fill the tables; beyond this, the middle and the last.
     max_uses: int = 16
+    # Gradients along time take another forward and backward of the recurrent modules. As most
+    # steps are not recorded, one in ten that are is one in a hundred: 1 % of what they cost.
+    time_gradients_every: int = 10
 
     def __post_init__(self) -> None:
         if self.every is not None:

@@ -22,6 +22,11 @@ What = Literal[
     "output_gradient",  # moments of the gradient arriving there
     "saturated",  # outputs at the end of their range, outputs
     "dead",  # dead units, units
+    "time",  # moments of the gradient along time, of all time steps
+    "time_first",  # … of the first time step
+    "time_middle",
+    "time_last",
+    "time_steps",  # time steps, 1
     "signal",  # moments of a signal
 ]
 RowsByKind = dict[What, list[tuple[int, F64]]]
@@ -117,12 +122,21 @@ def _modules(rows: RowsByKind) -> _Columns:
     shares: tuple[tuple[What, str], ...] = (
         ("saturated", "output_saturated_fraction"),
         ("dead", "dead_unit_fraction"),
+        ("time_steps", "time_steps"),
     )
     for what, quantity in shares:
         if what in rows:
             entities, total = merge_sums(rows[what])
             columns[quantity] = (entities, _ratio(total[:, 0], total[:, 1]))
-    return columns
+    steps: tuple[tuple[What, str], ...] = (
+        ("time_first", "time_grad_first"),
+        ("time_middle", "time_grad_middle"),
+        ("time_last", "time_grad_last"),
+    )
+    for what, quantity in steps:
+        if what in rows:
+            columns[quantity] = _described("", rows[what])["norm"]
+    return columns | _described("time_grad_", rows.get("time"))
 
 
 def _signals(rows: RowsByKind) -> _Columns:

@@ -183,6 +183,23 @@ class Roster:
         )
         return self._add("modules", entity)
 
+    def companion(self, name: str, part: str, module: nn.Module, shape: tuple[int, ...]) -> int:
+        """The row of a further part of what is known as `name`: its last use, say."""
+        full_name = f"{name}#{part}"
+        row = self._rows["modules"].get(full_name)
+        if row is not None:
+            return row
+        entity = Entity(
+            name=full_name,
+            kind="module",
+            shape=shape,
+            numel=math.prod(shape),
+            depth=self._started.get(name, len(self._started)),
+            group=module_group(module),
+            type=type(module).__name__,
+        )
+        return self._add("modules", entity)
+
     def module_name(self, row: int) -> str:
         """The name of the module use in this row."""
         return list(self._rows["modules"])[row]

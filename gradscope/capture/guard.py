@@ -19,6 +19,7 @@ P = ParamSpec("P")
 # The parts that can be disabled one by one.
 STEPS = "step tracking"
 OUTPUTS = "module outputs"
+TIME = "gradients along time"
 SCALARS = "scalars"
 HISTOGRAMS = "histograms"
 LOG = "log"

@@ -1,6 +1,7 @@
 """Module outputs and the gradients arriving at them, on recorded steps."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,9 @@ from gradscope.capture.guard import OUTPUTS, Guard
 from gradscope.capture.hooks import Hooks, on_gradient
 from gradscope.capture.outputs import first_tensor
 from gradscope.capture.recorder import Rows
+from gradscope.capture.recurrent import TimeGradients
 from gradscope.capture.scaling import LossScaling
+from gradscope.capture.uses import MOST_USES, Use, Uses
 
 # An output at or beyond these is saturated: the derivative there is below 6 % of its largest
 # (tanh: |y| > 0.97, the limit of Karpathy's makemore, part 3; sigmoid is a scaled tanh).
@@ -59,6 +62,10 @@ class ModuleTaps:
         self._rows: Rows | None = None
         guard.on_disable[OUTPUTS] = self.release
         self._uses: dict[nn.Module, int] = {}
+        # Of each module in this step, the row of its first use.
+        self._first: dict[nn.Module, int] = {}
+        self._sequences = Uses(roster, config.max_uses)
+        self.time = TimeGradients(roster, config, guard, scaling)
         self._activity: dict[int, _Activity] = {}
         # Of outputs by shape, in this forward: whether their units are dimension 1.
         self._channels_first: dict[tuple[int, ...], bool] = {}
@@ -80,10 +87,12 @@ class ModuleTaps:
         self._ran_modules, self._aside = set(), {}
         # Modules may have been replaced or added since the last time.
         self._names = watched_modules(self._roster.model, self._config)
-        self._uses, self._channels_first = {}, {}
+        self._uses, self._channels_first, self._first = {}, {}, {}
+        self._sequences.complete(None)
+        self.time.arm(rows)
         for module in self._names:
             # Only to learn the order; afterwards one hook per module is enough.
-            if not self._order_known:
+            if not self._order_known or self.time.needs_start(module):
                 self._hooks.before_forward(module, self._before)
             self._hooks.after_forward(module, self._after)
 
@@ -92,9 +101,12 @@ class ModuleTaps:
         self._uses = {}
         self._channels_first = {}
         self._in_forward = True
+        self._sequences.complete(self._rows)
+        self.time.forward_begins()
         if self._roster.model in self._names:
             # Its own hooks were registered while it began.
             self._roster.started(self._names[self._roster.model], 0)
+            self.time.begins(self._roster.model)
 
     def forward_ends(self) -> None:
         """Or another begins, without gradients."""
@@ -108,6 +120,8 @@ class ModuleTaps:
     def finish(self) -> None:
         """The step was read: what still arrives belongs to no step."""
         self.disarm()
+        self.time.finish()
+        self._sequences.complete(self._rows)
         if self._rows is not None:
             for row in sorted(self._ran & self._activity.keys()):
                 activity = self._activity[row]
@@ -120,6 +134,8 @@ class ModuleTaps:
     def release(self) -> None:
         """Let go of the step that is recorded."""
         self.disarm()
+        self.time.finish()
+        self._sequences.complete(None)
         self._rows, self._aside = None, {}
 
     def coverage(self) -> dict[str, object]:
@@ -143,12 +159,12 @@ class ModuleTaps:
         # DataParallel's replicas carry the hooks of what they were copied from.
         if self._rows is not None and module in self._names and not is_set_apart():
             self._roster.started(self._names[module], self._uses.get(module, 0))
+            self.time.begins(module)
 
-    def _after(self, module: nn.Module, args: object, kwargs: object, output: object) -> None:
-        del args, kwargs
-        self._guard.run(OUTPUTS, self._see, module, output)
+    def _after(self, module: nn.Module, args: Any, kwargs: Any, output: object) -> None:
+        self._guard.run(OUTPUTS, self._see, module, args, kwargs, output)
 
-    def _see(self, module: nn.Module, value: object) -> None:
+    def _see(self, module: nn.Module, args: Any, kwargs: Any, value: object) -> None:
         rows = self._rows
         if rows is None or module not in self._names:
             return
@@ -162,40 +178,72 @@ class ModuleTaps:
         use = self._uses.get(module, 0)
         self._uses[module] = use + 1
         self._ran_modules.add(module)
+        if output is None:
+            return
+        row = self._row(module, use, output)
+        if torch.is_grad_enabled():
+            self._see_use(rows, row, module, output)
+            if row is not None:
+                self.time.ends(row, module, (args, kwargs), value)
+        elif use == 0 and row is not None:
+            aside = Rows()
+            self._measure(aside, row, module, output)
+            self._aside[module] = (row, aside)
+        else:
+            # Which use a replay will repeat can't be told.
+            self._aside.pop(module, None)
+
+    def _row(self, module: nn.Module, use: int, output: Tensor) -> int | None:
+        """The row of this use, if it has one to itself."""
         name, limit = self._names[module], self._config.max_uses
         if use >= limit:
-            message = f"{name} runs more than {limit} times; further uses are not recorded"
+            message = (
+                f"{name} runs more than {limit} times in a forward: of its uses the first {limit}, "
+                "the middle one and the last are recorded"
+            )
             self._guard.say(OUTPUTS, message, aloud=False)
-        elif output is not None:
-            row = self._roster.module(name, use, module, output)
-            if torch.is_grad_enabled():
-                self._measure(rows, row, module, output)
-                self._await_gradient(rows, row, output)
-            elif use == 0:
-                aside = Rows()
-                self._measure(aside, row, module, output)
-                self._aside[module] = (row, aside)
-            else:
-                # Which use a replay will repeat can't be told.
-                self._aside.pop(module, None)
+            return None
+        row = self._roster.module(name, use, module, output)
+        self._first.setdefault(module, row)
+        return row
+
+    def _see_use(self, rows: Rows, row: int | None, module: nn.Module, output: Tensor) -> None:
+        sequence = self._sequences.sequence(self._names[module], module, self._first[module])
+        if sequence.is_full:
+            message = f"{sequence.name} runs {MOST_USES} times or more: not its middle and last use"
+            self._guard.say(OUTPUTS, message, aloud=False)
+            return
+        moments = self._measure(rows, row, module, output)
+        self._await_gradient(rows, row, output, sequence.add(output, moments))
 
     def _see_replay(self, rows: Rows, module: nn.Module, output: Tensor) -> None:
         """A re-entrant checkpoint repeats what ran without gradients: now they will come."""
         row, aside = self._aside.pop(module, (None, None))
         if row is not None and aside is not None:
             rows.entries += aside.entries
-            self._await_gradient(rows, row, output)
+            self._await_gradient(rows, row, output, None)
 
-    def _await_gradient(self, rows: Rows, row: int, output: Tensor) -> None:
-        self._ran.add(row)
+    def _await_gradient(self, rows: Rows, row: int | None, output: Tensor, use: Use | None) -> None:
         # A leaf lives longer than the step, and so would its hook.
-        if output.requires_grad and not output.is_leaf:
-            self._expected.add(row)
-            on_gradient(output, _GradientTap(self, rows, row, self._guard))
+        awaited = output.requires_grad and not output.is_leaf
+        if row is not None:
+            self._ran.add(row)
+            if awaited:
+                self._expected.add(row)
+        if awaited:
+            on_gradient(output, _GradientTap(self, rows, row, use, self._guard))
 
     @torch.no_grad()
-    def _measure(self, rows: Rows, row: int, module: nn.Module, output: Tensor) -> None:
-        rows.add("output", row, statistics.moments(output))
+    def _measure(self, rows: Rows, row: int | None, module: nn.Module, output: Tensor) -> Tensor:
+        """The moments of the output; adds what its own row holds, if it has one."""
+        moments = statistics.moments(output)
+        if row is None:
+            return moments
+        rows.add("output", row, moments)
+        self._measure_units(rows, row, module, output)
+        return moments
+
+    def _measure_units(self, rows: Rows, row: int, module: nn.Module, output: Tensor) -> None:
         limits = _saturation(module)
         # What has no order has no end of its range.
         if limits is not None and not output.is_complex():
@@ -220,22 +268,32 @@ class ModuleTaps:
         self._channels_first[shape] = known
         return known
 
-    def gradient_arrived(self, rows: Rows, row: int, gradient: Tensor) -> None:
+    def gradient_arrived(
+        self, rows: Rows, row: int | None, use: Use | None, gradient: Tensor
+    ) -> None:
         """The gradient of one output; ignored when its step is over."""
-        if rows is self._rows:
+        if rows is not self._rows:
+            return
+        roles = list(self._sequences.arriving(use, row, rows))
+        if row is not None:
             self._seen.add(row)
+        if roles:
             with torch.no_grad():
                 moments = self._scaling.unscaled(statistics.moments(gradient))
-                rows.add("output_gradient", row, moments)
+            for what, entity in roles:
+                rows.add(what, entity, moments)
 
 
 class _GradientTap:
-    """A tensor hook: knows the row, never the output."""
+    """A tensor hook: knows the row and the use, never the output."""
 
-    __slots__ = ("_arrived", "_guard", "_row", "_rows", "_taps")
+    __slots__ = ("_arrived", "_guard", "_row", "_rows", "_taps", "_use")
 
-    def __init__(self, taps: ModuleTaps, rows: Rows, row: int, guard: Guard) -> None:
-        self._taps, self._rows, self._row, self._guard = taps, rows, row, guard
+    def __init__(
+        self, taps: ModuleTaps, rows: Rows, row: int | None, use: Use | None, guard: Guard
+    ) -> None:
+        self._taps, self._rows, self._row, self._use = taps, rows, row, use
+        self._guard = guard
         self._arrived = False
 
     def __call__(self, gradient: Tensor) -> None:
@@ -247,4 +305,6 @@ class _GradientTap:
                 aloud=False,
             )
         self._arrived = True
-        self._guard.run(OUTPUTS, self._taps.gradient_arrived, self._rows, self._row, gradient)
+        self._guard.run(
+            OUTPUTS, self._taps.gradient_arrived, self._rows, self._row, self._use, gradient
+        )

@@ -205,6 +205,7 @@ class Observer:
         """Take the module hooks away."""
         if self._taps is not None:
             self._taps.disarm()
+            self._taps.time.release()
 
     # Opening and closing.
 
@@ -315,6 +316,7 @@ class Observer:
         if self._taps is not None:
             # The gradients of further forwards (a line search's, say) are nobody's.
             self._taps.disarm()
+            self._taps.time.settle(parameters)
 
     def _step_ends(self, optimizer: Optimizer) -> None:
         step = self._open
@@ -333,6 +335,8 @@ class Observer:
 
     def _mark_stepped(self, step: Step, optimizer: int) -> None:
         step.stepped.add(optimizer)
+        if self._taps is not None and step.stepped >= self.optimizers.known():
+            self._taps.time.release()
         self.counts["optimizer_steps"] += 1
         self._offer()
 
