@@ -82,7 +82,8 @@ def watch(
         too). While a step is recorded "parameters" needs, of each parameter, a copy of weight
         and gradient, but of no more than 8,192 entries where there are more than 65,536; "full"
         needs no copy, one number per unit, and for a moment a byte per entry of a bounded
-        activation's output.
+        activation's output; in one recorded step of ten, of `nn.RNN`, `nn.LSTM` and `nn.GRU` also
+        input, output and its gradient, and what one more forward and backward of them takes.
     include, exclude: fnmatch patterns on qualified names of modules and parameters.
     loss_is_progress: False where a falling loss is not the aim (GAN, RL, contrastive).
     resume: go on with the run in log_dir, after the last step that it holds, as one run; also
