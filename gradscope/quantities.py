@@ -66,6 +66,12 @@ PARAMETERS: tuple[Quantity, ...] = (
         "0 or 1",
         "1 where a watched optimizer holds the parameter",
     ),
+    _parameter(
+        "stale_in_optimizer",
+        "stale",
+        "0 or 1",
+        "1 where the optimizer that stepped holds what this parameter was before it was replaced",
+    ),
 )
 
 MODULES: tuple[Quantity, ...] = (

@@ -7,6 +7,8 @@ from gradscope.analysis.finding import Finding, Severity
 
 # cause → what it can explain, directly or through another of these.
 EXPLAINS: dict[str, tuple[str, ...]] = {
+    # The optimizer steps on what the model has no more: what it has instead is in none.
+    "GS008": ("GS001", "GS004"),
     # A scale of the weights that each layer multiplies the signal with.
     "GS104": (
         "GS101",

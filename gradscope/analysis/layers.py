@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from gradscope.analysis.robust import Bools
+from gradscope.analysis.robust import Bools, measured
 from gradscope.analysis.rule import UnjudgedError
 from gradscope.record import Run
 
@@ -33,6 +33,28 @@ def trainable_share(run: Run, which: Bools) -> float:
     sizes = np.array([entity.numel for entity in table.entities], dtype=np.float64)
     total = sizes[trainable].sum()
     return float(sizes[which & trainable].sum() / total) if total else 0.0
+
+
+def forgotten(run: Run, last: slice) -> Bools:
+    """Per parameter: trainable, with a gradient, in no optimizer in these steps, and unmoved."""
+    table = run.parameters
+    trainable = (table["requires_grad"][last] == 1).all(axis=0)
+    outside = trainable & (table["in_optimizer"][last] == 0).all(axis=0)
+    reached = (table["grad_missing"][last] == 0).all(axis=0)
+    found: Bools = outside & reached & _unmoved(run)
+    # A gradient that was left from before is not one that arrives.
+    for index in np.flatnonzero(found):
+        found[index] = not idle(run, table.names[index], last)
+    return found
+
+
+def _unmoved(run: Run) -> Bools:
+    """Whose weights have the same norm at every step that they were in no optimizer."""
+    norms = run.parameters["weight_norm"]
+    known = (run.parameters["in_optimizer"] == 0) & measured(norms)
+    low, high = np.where(known, norms, np.inf), np.where(known, norms, -np.inf)
+    same: Bools = low.min(axis=0) == high.max(axis=0)
+    return same
 
 
 def idle(run: Run, parameter: str, steps: slice) -> bool:

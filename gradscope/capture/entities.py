@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import get_args
 
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from gradscope.capture.config import CaptureConfig
+from gradscope.capture.replaced import Former
 from gradscope.errors import ConfigError
 from gradscope.quantities import TableName
 from gradscope.record import Entity
@@ -120,6 +122,8 @@ class Roster:
         self._started: dict[str, int] = {}
         # Of the parameters as they were last resolved, by identity.
         self.parameters: dict[int, tuple[int, Tensor]] = {}
+        self.former = Former()
+        self._present()
 
     def take_up(self, earlier: Mapping[TableName, Sequence[Entity | None]]) -> None:
         """Go on with the entities of a run: what has the same name keeps its row.
@@ -225,11 +229,7 @@ class Roster:
 
     def resolve_parameters(self) -> None:
         """Look the model's parameters up anew: by name, because objects may be replaced."""
-        found = [
-            (name, owner, parameter)
-            for name, owner, parameter in _owned_parameters(self.model)
-            if self._config.selects(name) and not isinstance(parameter, UninitializedParameter)
-        ]
+        found = [entry for entry in self._present() if self._config.selects(entry[0])]
         rows = self._rows["parameters"]
         earliest = self._earliest()
         # By depth; the order of registration where that is the same.
@@ -238,17 +238,28 @@ class Roster:
             key=lambda entry: _depth(entry[0].rpartition(".")[0] or _ROOT, earliest),
         )
         for name, owner, parameter in new:
-            entity = Entity(
-                name=name,
-                kind="parameter",
-                shape=tuple(parameter.shape),
-                numel=parameter.numel(),
-                depth=len(rows),
-                group=parameter_group(name, owner),
-                type=type(owner).__name__,
-            )
+            entity = replace(_parameter(name, owner, parameter), depth=len(rows))
             self._add("parameters", entity)
         self.parameters = {id(p): (rows[name], p) for name, _, p in found}
+
+    def _present(self) -> list[tuple[str, nn.Module, Tensor]]:
+        """The model's parameters as they are now, with their names and owners."""
+        owned = [
+            entry
+            for entry in _owned_parameters(self.model)
+            if not isinstance(entry[2], UninitializedParameter)
+        ]
+        self.former.remember(owned, _parameter)
+        return owned
+
+    def left_behind(self, held: Iterable[Tensor]) -> Iterator[int]:
+        """The rows of those that the model had once, and has no more; registers new ones."""
+        rows = self._rows["parameters"]
+        for entity in self.former.among(held):
+            if entity.name in rows:
+                yield rows[entity.name]
+            elif self._config.selects(entity.name):
+                yield self._add("parameters", replace(entity, depth=len(rows)))
 
     def _earliest(self) -> dict[str, int]:
         """For each module, also one that has no hook of its own, when it or a part first ran."""
@@ -265,6 +276,19 @@ class Roster:
         rows[entity.name] = len(rows)
         self._unwritten[table].append(entity)
         return rows[entity.name]
+
+
+def _parameter(name: str, owner: nn.Module, parameter: Tensor) -> Entity:
+    # Its depth is known when it gets a row.
+    return Entity(
+        name=name,
+        kind="parameter",
+        shape=tuple(parameter.shape),
+        numel=parameter.numel(),
+        depth=-1,
+        group=parameter_group(name, owner),
+        type=type(owner).__name__,
+    )
 
 
 def _use_name(name: str, use: int) -> str:

@@ -54,7 +54,7 @@ class Observer:
         self._guard = guard
         self._roster = Roster(model, config)
         self.selection = Selection(self._roster, guard)
-        self.optimizers = Optimizers(model, guard)
+        self.optimizers = Optimizers(model, self._roster.former, guard)
         self._scaling = scaling = LossScaling(scaler, self.optimizers, guard)
         self._taps = ModuleTaps(self._roster, config, guard, scaling) if outputs else None
         guard.on_disable[STEPS] = self._release

@@ -9,13 +9,15 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gradscope.capture.guard import STEPS, Guard
+from gradscope.capture.replaced import Former
 
 
 class Optimizers:
     """The optimizers of one model: those that were named, and those that have stepped."""
 
-    def __init__(self, model: nn.Module, guard: Guard) -> None:
+    def __init__(self, model: nn.Module, former: Former, guard: Guard) -> None:
         self._model = model
+        self._former = former
         self._guard = guard
         # Whether they hold any of the model's parameters, as last looked up.
         self._ours: WeakKeyDictionary[Optimizer, tuple[tuple[int, ...], bool]] = WeakKeyDictionary()
@@ -40,14 +42,15 @@ class Optimizers:
             self._guard.say("optimizers", message)
 
     def parameters_of(self, optimizer: Optimizer) -> list[Tensor]:
-        """Its parameters if it holds any of the model's, else none."""
+        """Its parameters if it holds any of the model's, or nothing but former ones, else none."""
         parameters: list[Tensor] = [p for group in optimizer.param_groups for p in group["params"]]
         # Groups may be added in mid-training, and their content replaced.
         content = tuple(map(id, parameters))
         ours = self._ours.get(optimizer)
         if ours is None or ours[0] != content:
             model = {id(parameter) for parameter in self._model.parameters()}
-            ours = self._ours[optimizer] = (content, not model.isdisjoint(content))
+            is_ours = not model.isdisjoint(content) or all(map(self._former.knows, parameters))
+            ours = self._ours[optimizer] = (content, is_ours)
         return parameters if ours[1] else []
 
     def held(self) -> Iterator[Tensor]:

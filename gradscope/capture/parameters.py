@@ -60,6 +60,7 @@ class ParameterReader:
         self._guard = guard
         self._rows = rows
         self._samples = samples
+        self._roster = roster
         self._known = roster.parameters
         self._read: set[int] = set()
         self._missing: set[int] = set()
@@ -81,6 +82,7 @@ class ParameterReader:
         for row, parameter in self._known.values():
             self._rows.flag("requires_grad", row, float(parameter.requires_grad))
             self._rows.flag("in_optimizer", row, 0.0)
+            self._rows.flag("stale_in_optimizer", row, 0.0)
             if parameter.requires_grad:
                 # If it turns out to be in no optimizer its gradient is nobody's; but whether
                 # one arrived tells a forgotten parameter from an unused one.
@@ -96,6 +98,9 @@ class ParameterReader:
             known = self._known.get(id(parameter))
             if known is not None:
                 self._rows.flag("in_optimizer", known[0], 1.0)
+        parameters = list(parameters)
+        for row in self._roster.left_behind(parameters):
+            self._rows.flag("stale_in_optimizer", row, 1.0)
         given = [self._known[id(p)] for p in parameters if id(p) in self._known]
         self._forget({row for row, _ in given} & self._read - self._updated)
         earlier = len(self._pending)

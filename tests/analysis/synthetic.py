@@ -77,6 +77,7 @@ class Chain:
                 ("update_gradient_cosine", np.full(self.layers, -1.0)),
                 ("requires_grad", np.ones(self.layers)),
                 ("in_optimizer", np.ones(self.layers)),
+                ("stale_in_optimizer", np.zeros(self.layers)),
                 ("output_grad_norm", gradient),
                 ("output_grad_nonfinite", np.zeros(self.layers)),
                 ("output_nonfinite", np.zeros(self.layers)),

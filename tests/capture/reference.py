@@ -79,6 +79,7 @@ class ParameterReference:
             "weight_rms": float(np.sqrt((known**2).mean())) if known.size else _NAN,
             "requires_grad": float(parameter.requires_grad),
             "in_optimizer": 1.0,
+            "stale_in_optimizer": 0.0,
         }
         if not parameter.requires_grad:
             return numbers

@@ -18,7 +18,7 @@ FAULTY: dict[str, tuple[Callable[..., Report], str]] = {
     "root_of_zero": (programs.root_of_zero, "GS503"),
     "dead_behind_a_falling_loss": (tricky.dead_behind_a_falling_loss, "GS301"),
     "logarithm_of_raw_scores": (tricky.logarithm_of_raw_scores, "GS501"),
-    "head_replaced_in_training": (tricky.head_replaced_in_training, "GS004"),
+    "head_replaced_in_training": (tricky.head_replaced_in_training, "GS008"),
     "nan_in_a_batch": (tricky.nan_in_a_batch, "GS503"),
     "rate_of_three": (steps.rate_of_three, "GS401"),
     "adam_rate_of_one": (steps.adam_rate_of_one, "GS401"),

@@ -12,6 +12,7 @@ from gradscope.analysis.rules.not_in_optimizer import not_in_optimizer
 from gradscope.analysis.rules.nothing_recorded import nothing_recorded
 from gradscope.analysis.rules.poor_initialization import poor_initialization
 from gradscope.analysis.rules.saturated_activation import saturated_activation
+from gradscope.analysis.rules.stale_optimizer_parameters import stale_optimizer_parameters
 from gradscope.analysis.rules.update_too_large import update_too_large
 from gradscope.analysis.rules.update_too_small import update_too_small
 from gradscope.analysis.rules.vanishing_gradient import vanishing_gradient
@@ -22,6 +23,7 @@ BUILTIN: tuple[Rule[Any], ...] = (
     missing_gradient,
     zero_gradient,
     not_in_optimizer,
+    stale_optimizer_parameters,
     vanishing_gradient,
     exploding_gradient,
     poor_initialization,

@@ -7,8 +7,8 @@ import numpy as np
 
 from gradscope.analysis.finding import Evidence, Finding, Severity
 from gradscope.analysis.harm import progress
-from gradscope.analysis.layers import idle, module_of, trainable_share
-from gradscope.analysis.robust import Bools, measured
+from gradscope.analysis.layers import forgotten, module_of, trainable_share
+from gradscope.analysis.robust import since
 from gradscope.analysis.rule import UnjudgedError, rule
 from gradscope.analysis.words import count, listed, share
 from gradscope.record import Run
@@ -53,27 +53,24 @@ def not_in_optimizer(run: Run, limits: Limits) -> Iterator[Finding]:
         message = f"{count(len(table.steps), 'recorded step')}, {limits.min_steps} are needed"
         raise UnjudgedError(message)
     trainable = (table["requires_grad"][last] == 1).all(axis=0)
-    outside = trainable & (table["in_optimizer"][last] == 0).all(axis=0)
-    reached = (table["grad_missing"][last] == 0).all(axis=0)
-    forgotten = outside & reached & _unmoved(run)
-    # A gradient that was left from before is not one that arrives.
-    for index in np.flatnonzero(forgotten):
-        forgotten[index] = not idle(run, table.names[index], last)
-    if not forgotten.any():
+    lost = forgotten(run, last)
+    if not lost.any():
         return
-    names = [table.names[i] for i in np.flatnonzero(forgotten)]
+    names = [table.names[i] for i in np.flatnonzero(lost)]
     loss = progress(run)
     steps = table.steps
+    columns = (table["in_optimizer"][:, i] == 0 for i in np.flatnonzero(lost))
+    first = [int(steps[since(outside)]) for outside in columns]
     yield not_in_optimizer.finding(
         Severity.ERROR if loss.failed else Severity.WARNING,
         module_of(names[0]),
         f"{len(names)} of {int(trainable.sum())} trainable parameters "
-        f"({listed(names)}), {share(trainable_share(run, forgotten))} of the trainable "
+        f"({listed(names)}), {share(trainable_share(run, lost))} of the trainable "
         "weights, get gradients but are in no optimizer that was seen; they have not changed "
-        f"since step {int(steps[0])}.",
+        f"since step {min(first)}.",
         evidence=tuple(
-            Evidence("in_optimizer", name, int(steps[0]), int(steps[-1]), 0.0, 1.0)
-            for name in names[:3]
+            Evidence("in_optimizer", name, begin, int(steps[-1]), 0.0, 1.0)
+            for begin, name in sorted(zip(first, names, strict=True))[:3]
         ),
         remedies=(
             "Build the optimizer from model.parameters() after the model is complete, or add "
@@ -82,13 +79,3 @@ def not_in_optimizer(run: Run, limits: Limits) -> Iterator[Finding]:
             "backward pass, too.",
         ),
     )
-
-
-def _unmoved(run: Run) -> Bools:
-    """Whose weights have the same norm at every step that they were in no optimizer."""
-    norms = run.parameters["weight_norm"]
-    outside = run.parameters["in_optimizer"] == 0
-    known = np.where(outside & measured(norms), norms, -np.inf)
-    low = np.where(outside & measured(norms), norms, np.inf).min(axis=0)
-    same: Bools = known.max(axis=0) == low
-    return same

@@ -58,6 +58,11 @@ def _reason(run: Run, coverage: Mapping[str, Any]) -> tuple[str, str]:
             "Train for more steps: the scale halves until gradients are finite. If it goes on, "
             "look for NaN in the loss or the data.",
         )
+    if (run.parameters["grad_missing"] == 0).any():
+        return (
+            "gradients arrived, but no optimizer that stepped holds the parameters they arrived at",
+            "Build the optimizer from model.parameters() after the model is complete.",
+        )
     if run.recorded_steps.size:
         return (
             f"in {run.recorded_steps.size} recorded steps every parameter's .grad was None",
