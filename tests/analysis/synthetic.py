@@ -123,7 +123,7 @@ class Builder:
             for table, listed in CATALOGUE.items()
         }
         self.scalars: dict[str, NDArray[Any]] = {
-            name: np.full(len(steps), np.nan) for name in ("loss", "learning_rate", "grad_norm")
+            name: np.full(len(steps), np.nan) for name in ("loss", "learning_rate")
         }
         self.scalars["loss_nonfinite"] = np.zeros(len(steps))
         self.meta = {"loss_is_progress": True, "problems": [], "left_out": [], **meta}
@@ -148,12 +148,14 @@ class Builder:
 
     def build(self) -> Run:
         """The run."""
+        norms = self.arrays["parameters"]["grad_norm"]
+        scalars = {"grad_norm": np.sqrt(np.nansum(norms**2, axis=1))}
         return Run(
             self._table("parameters"),
             self._table("modules"),
             self._table("signals"),
             self.steps.astype(np.int64),
-            {name: values.copy() for name, values in self.scalars.items()},
+            {name: values.copy() for name, values in {**self.scalars, **scalars}.items()},
             self.meta,
         )
 

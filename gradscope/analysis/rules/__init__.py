@@ -3,6 +3,7 @@
 from typing import Any
 
 from gradscope.analysis.rule import Rule
+from gradscope.analysis.rules.clipping_dominates import clipping_dominates
 from gradscope.analysis.rules.dead_relu import dead_relu
 from gradscope.analysis.rules.exploding_gradient import exploding_gradient
 from gradscope.analysis.rules.missing_gradient import missing_gradient
@@ -27,6 +28,7 @@ BUILTIN: tuple[Rule[Any], ...] = (
     vanishing_gradient,
     exploding_gradient,
     poor_initialization,
+    clipping_dominates,
     dead_relu,
     saturated_activation,
     update_too_large,
