@@ -224,7 +224,11 @@ class Observer:
     def _begin(self) -> Step:
         """The open step, unless it is done: then the next."""
         self.close_if_stepped()
-        return self._ensure_open()
+        step = self._ensure_open()
+        if step.rows is not None:
+            # No backward runs now that could add to them from another thread.
+            step.rows.condense()
+        return step
 
     def _ensure_open(self) -> Step:
         if self._open is None:

@@ -144,7 +144,7 @@ class Pulses:
         if rank > pulse.loss_rank:
             pulse.loss_rank = rank
             for name in ("loss", "loss_nonfinite"):
-                pulse.values.pop(name, None)
+                pulse.drop(name)
         self.loss_seen = True
         pulse.add("loss", loss)
         if isinstance(loss, Tensor):

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gradscope.capture import derive
+from gradscope.capture.condensed import Row, condensed
 from gradscope.capture.guard import in_words
 from gradscope.capture.statistics import LOWEST_OCTAVE
 from gradscope.log import schema
@@ -31,6 +32,9 @@ F64 = NDArray[np.float64]
 # Half of what a kill may cost: a step that is done is written when it is this old, whether or
 # not the next has begun; the other half is for the writing.
 PATIENCE = 1.0
+# Beyond this many rows of a step, and values of a name, what can be added up is.
+_MANY_ROWS = 4_096
+_MANY_VALUES = 256
 # Beyond this many unwritten packets training waits for the disk: nothing is lost, and memory
 # stays bounded.
 _QUEUE = 64
@@ -44,28 +48,56 @@ class Pulse:
     values: dict[str, list[Tensor | float]] = field(default_factory=dict)
     # How authentic the source of the loss is that was seen so far.
     loss_rank: int = -1
+    # Of how many values the first one is the sum, where it is one.
+    added: dict[str, int] = field(default_factory=dict)
 
     def add(self, name: str, value: Tensor | float) -> None:
         """Add a value; several of one name within a step count as their mean."""
-        self.values.setdefault(name, []).append(value)
+        values = self.values.setdefault(name, [])
+        values.append(value)
+        if len(values) >= _MANY_VALUES and len({_device(value) for value in values}) == 1:
+            self.added[name] = self.count(name)
+            self.values[name] = [sum(values[1:], start=values[0])]
 
     def replace(self, name: str, value: Tensor | float) -> None:
         """Set the value, whatever was there."""
+        self.drop(name)
         self.values[name] = [value]
+
+    def drop(self, name: str) -> None:
+        """Forget the values of that name."""
+        self.values.pop(name, None)
+        self.added.pop(name, None)
+
+    def count(self, name: str) -> int:
+        """How many values of that name were added."""
+        return len(self.values[name]) - 1 + self.added.get(name, 1)
 
     def copy(self) -> "Pulse":
         """As it stands now."""
-        return Pulse(self.step, {name: list(values) for name, values in self.values.items()})
+        values = {name: list(values) for name, values in self.values.items()}
+        return Pulse(self.step, values, self.loss_rank, dict(self.added))
+
+
+def _device(value: Tensor | float) -> torch.device | None:
+    return value.device if isinstance(value, Tensor) else None
 
 
 @dataclass(slots=True)
 class Rows:
     """The statistics of one recorded step, on the device."""
 
-    # What, of which entity, the numbers on the device, further numbers that the host knows.
-    entries: list[tuple[derive.What, int, Tensor, tuple[float, ...]]] = field(default_factory=list)
+    entries: list[Row] = field(default_factory=list)
     # Quantities of parameters that the host knows.
     flags: dict[str, dict[int, float]] = field(default_factory=dict)
+    # Twice what was left the last time: the work grows with the rows, not with its square.
+    _enough: int = 0
+
+    def condense(self) -> None:
+        """Between forwards: a step that does not end must not fill the memory."""
+        if len(self.entries) >= max(_MANY_ROWS, self._enough):
+            self.entries = condensed(self.entries)
+            self._enough = 2 * len(self.entries)
 
     def add(self, what: derive.What, entity: int, numbers: Tensor, *known: float) -> None:
         """Add a row of numbers."""
@@ -143,7 +175,7 @@ class _Transfer:
             means = {}
             for name, values in pulse.values.items():
                 read = [float(take(v)[0]) if isinstance(v, Tensor) else v for v in values]
-                means[name] = sum(read) / len(read)
+                means[name] = sum(read) / pulse.count(name)
             pulses.append(means)
         return rows, pulses
 
