@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from gradscope.capture.guard import warn
+from gradscope.log.lock import refuse_if_held
 from gradscope.log.reader import continuation
-from gradscope.log.writer import Continuation, make_run_dir
+from gradscope.log.writer import Continuation, make_run_dir, run_files
 
 # What a run is read by: a session with other settings is recorded differently.
 _SETTINGS = ("model", "criterion", "cadence", "level", "loss_is_progress")
@@ -29,7 +30,8 @@ class RunFolder:
 def run_folder(owner: object, log_dir: str | Path | None, *, resume: bool) -> RunFolder:
     """Make the folder, or find the run in it; a temporary one goes with its owner.
 
-    Raises LogError where it can't be made, or the run to be resumed can't be read.
+    Raises LogError where it can't be made, or the run to be resumed can't be read or is being
+    written by another process.
     """
     if log_dir is None:
         temporary = Path(tempfile.mkdtemp(prefix="gradscope-"))
@@ -39,7 +41,11 @@ def run_folder(owner: object, log_dir: str | Path | None, *, resume: bool) -> Ru
     made = make_run_dir(wanted, resume=resume)
     if made != wanted:
         warn(f"{str(wanted)!r} holds a run already; this one goes to {str(made)!r}")
-    return RunFolder(made, earlier=continuation(made) if resume else None)
+    if not resume:
+        return RunFolder(made)
+    # Before it is read: where a run stands that somebody writes to is not known.
+    refuse_if_held(made, run_files(made))
+    return RunFolder(made, earlier=continuation(made))
 
 
 def _remove(folder: Path, process: int) -> None:

@@ -92,8 +92,8 @@ def watch(
     budget, on_finding: not available yet; refused by name.
 
     Raises ConfigError or ConfigTypeError for arguments that can't work, also for a run to be
-    resumed that is not this model's; LogError for a folder that can't be written or read. Inside
-    the training loop nothing is raised.
+    resumed that is not this model's; LogError for a folder that can't be written or read, or a
+    run to be resumed that another process writes to. Inside the training loop nothing is raised.
     """
     refuse(every=every, budget=budget, on_finding=on_finding)
     check_resume(resume=resume, log_dir=log_dir)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tensorboard.compat.proto import event_pb2, summary_pb2
 
 from gradscope.errors import LogError
-from gradscope.log import framing, schema
+from gradscope.log import framing, lock, schema
 from gradscope.quantities import CATALOGUE, TableName
 from gradscope.record import CountArray, Entity
 
@@ -76,7 +76,8 @@ class RunWriter:
     """Appends the records of one run to an event file of its own.
 
     A record is handed to the operating system when it is written, so that a killed process
-    loses nothing that was written. Not thread-safe: one thread writes. Raises OSError.
+    loses nothing that was written. Not thread-safe: one thread writes. Raises OSError; LogError
+    where a run is to be continued that another process writes to.
     """
 
     def __init__(
@@ -95,6 +96,9 @@ class RunWriter:
         except OSError as error:
             message = f"log_dir={str(log_dir)!r} is not writable: {error}"
             raise LogError(message) from error
+        lock.hold(self._file)
+        if earlier is not None:
+            self._refuse_company(log_dir, log_dir / name)
         self._sequence = 0
         self._entities: dict[TableName, int] = {}
         self._write(event_pb2.Event(wall_time=now, file_version="brain.Event:2"))
@@ -109,6 +113,15 @@ class RunWriter:
             self._sequence = earlier.sequence
             self._entities = {table: len(known) for table, known in earlier.entities.items()}
             self._json(schema.RESUMED, {"step": earlier.step})
+
+    def _refuse_company(self, log_dir: Path, own: Path) -> None:
+        # Of two that begin at once each sees the other, as both have made and locked their files.
+        try:
+            lock.refuse_if_held(log_dir, (path for path in run_files(log_dir) if path != own))
+        except LogError:
+            self._file.close()
+            own.unlink(missing_ok=True)
+            raise
 
     def entities(self, table: TableName, new: Sequence[Entity]) -> None:
         """Append to the entity list of a table."""
