@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from gradscope.analysis.coverage import Coverage, coverage
 from gradscope.analysis.finding import Evidence, Finding
 from gradscope.analysis.report import Report
 from gradscope.analysis.rule import Rule
@@ -98,7 +99,22 @@ def _run(run: Run) -> dict[str, Any]:
         "steps_seen": _steps(run.steps),
         "steps_recorded": _steps(run.recorded_steps),
         "coverage": _plain(run.meta.get("coverage", {})),
+        "seen": _seen(coverage(run)),
         "unseen": unseen(run),
+    }
+
+
+def _seen(found: Coverage | None) -> dict[str, Any] | None:
+    if found is None:
+        return None
+    kinds = {"parameters": found.parameters, "modules": found.modules}
+    return {
+        "step": found.step,
+        "always": found.always,
+        **{
+            name: {"expected": kind.expected, "seen": kind.amount, "unseen": dict(kind.unseen)}
+            for name, kind in kinds.items()
+        },
     }
 
 

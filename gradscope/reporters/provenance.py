@@ -3,8 +3,9 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from gradscope.analysis.words import count, listed, number, share
+from gradscope.analysis.words import listed, number, share
 from gradscope.record import Run
+from gradscope.reporters.seen import blind_spots, seen_in_words
 
 _NAMED = 5
 
@@ -14,6 +15,7 @@ def particulars(run: Run) -> dict[str, str]:
     facts = {
         "Model": _model(run.meta),
         "Steps": _steps(run),
+        "Seen": seen_in_words(run),
         "Overhead": _overhead(run.meta),
         "Optimizer": _optimizers(run.meta),
         "Sampling": str(run.meta.get("sampling") or ""),
@@ -27,7 +29,12 @@ def particulars(run: Run) -> dict[str, str]:
 
 def unseen(run: Run) -> list[str]:
     """What was not seen, and why; a sentence each."""
-    return [*_gaps(run.meta), *_problems(run.meta), *map(str, run.meta.get("left_out", ()))]
+    return [
+        *blind_spots(run),
+        *_gaps(run.meta),
+        *_problems(run.meta),
+        *map(str, run.meta.get("left_out", ())),
+    ]
 
 
 def _model(meta: Mapping[str, Any]) -> str:
@@ -67,12 +74,7 @@ def _overhead(meta: Mapping[str, Any]) -> str:
 
 def _gaps(meta: Mapping[str, Any]) -> Iterator[str]:
     coverage = _mapping(meta, "coverage")
-    modules, parameters = _mapping(coverage, "modules"), _mapping(coverage, "parameters")
-    expected, seen = parameters.get("expected", 0), parameters.get("seen", 0)
-    if seen < expected:
-        yield f"the gradients of {expected - seen:,} of {count(expected, 'parameter')}"
-    if modules.get("never_ran"):
-        yield f"modules that never ran: {listed(modules['never_ran'], _NAMED)}"
+    modules = _mapping(coverage, "modules")
     if modules.get("output_gradients_unseen"):
         names = listed(modules["output_gradients_unseen"], _NAMED)
         yield f"the gradient at the outputs of {names}"

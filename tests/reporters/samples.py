@@ -29,7 +29,6 @@ META: dict[str, Any] = {
     "log_dir": "runs/first",
     "format_version": 1,
     "coverage": {
-        "parameters": {"expected": 4, "seen": 3},
         "modules": {"never_ran": ["unused"], "output_gradients_unseen": []},
         "optimizers": [{"type": "Adam", "lr": 0.001, "eps": float("inf")}],
         "loss_seen": False,
@@ -77,8 +76,15 @@ def run_of(
     parameters = [parameter(f"{name}.weight", depth) for depth, name in enumerate(names)]
     outputs = {} if output_norms is None else {"output_grad_norm": output_norms}
     scalars = {} if loss is None else {"loss": np.asarray(loss, np.float64)}
+    known = {
+        "grad_norm": grid,
+        "grad_nonfinite": nonfinite,
+        "grad_missing": np.isnan(nonfinite),
+        "requires_grad": 1,
+        "in_optimizer": 1,
+    }
     return Run(
-        table("parameters", parameters, steps, grad_norm=grid, grad_nonfinite=nonfinite),
+        table("parameters", parameters, steps, **known),
         table("modules", modules, steps, **outputs),
         table("signals", [], steps),
         np.array(steps, np.int64),
@@ -156,12 +162,14 @@ def report_of(
 def sick_report() -> Report:
     """One of everything."""
     norms = np.geomspace(1e-6, 1, 4) * np.ones((30, 1))
+    nonfinite = np.zeros((30, 4))
+    nonfinite[12:, 2] = np.nan
     evidence = (
         Evidence("grad_norm first/last layer", "layers.0", 0, 290, 1.23456e-6, 0.001),
         Evidence("loss", None, 10, 290, float("nan")),
     )
     return report_of(
-        run_of(norms, steps=range(0, 300, 10)),
+        run_of(norms, nonfinite=nonfinite, steps=range(0, 300, 10)),
         finding(
             "GS104",
             "poor-initialization",
