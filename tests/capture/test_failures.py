@@ -12,12 +12,19 @@ import pytest
 import torch
 from tensorboard.compat.proto import event_pb2
 from torch import nn
+from torch.amp.grad_scaler import GradScaler
 from torch.nn import functional as F  # noqa: N812
+from torch.optim import SGD
 
-from gradscope.capture import derive, statistics
+from gradscope.capture import derive, parameters, pulses, scaling, statistics
+from gradscope.capture.entities import Roster
+from gradscope.capture.handover import Handover
 from gradscope.capture.modules import ModuleTaps
 from gradscope.capture.observer import Observer
 from gradscope.capture.pulses import Pulses
+from gradscope.capture.recorder import Rows
+from gradscope.capture.replaced import Former
+from gradscope.capture.scaling import LossScaling
 from gradscope.capture.scope import Scope, watch
 from gradscope.errors import GradscopeWarning
 from gradscope.log.reader import load
@@ -106,6 +113,9 @@ BROKEN: dict[str, object] = {
 }
 BROKEN |= {"tables": derive, "step": RunWriter, "_measure": ModuleTaps}
 BROKEN |= {"_ensure_open": Observer, "close_step": Observer, "_number": Pulses}
+BROKEN |= {"step_closed": Handover, "flush": Handover, "offer": Handover, "coverage": Handover}
+BROKEN |= {"_packet": Handover, "_write_new_entities": Handover}
+BROKEN |= {"remember": Former, "among": Former, "left_behind": Roster, "condense": Rows}
 
 
 @pytest.mark.parametrize("what", BROKEN)
@@ -132,9 +142,93 @@ def test_training_goes_on_and_the_part_is_named(
     assert {0, 1} <= {int(step) for step in run.recorded_steps}
 
 
-def test_statistics_are_where_the_list_above_looks() -> None:
+def test_what_breaks_is_where_the_lists_look() -> None:
     assert "moments" in BROKEN
-    assert all(hasattr(holder, name) for name, holder in BROKEN.items())
+    assert all(hasattr(holder, name) for name, holder in [*BROKEN.items(), *BROKEN_SCALING])
+    # Whatever is added to these is broken, too.
+    listed = {(name, holder) for name, holder in [*BROKEN.items(), *BROKEN_SCALING]}
+    for holder in (Handover, LossScaling):
+        methods = {name for name in vars(holder) if not name.startswith("__")}
+        assert {(name, holder) for name in methods} <= listed
+
+
+def train_scaled(
+    scope: Scope | None, model: nn.Module, scaler: GradScaler, between: Between = unbroken
+) -> list[float]:
+    """The weights that six steps lead to, the third of which is skipped."""
+    optimizers = [
+        SGD(model[0].parameters(), lr=0.1),  # type: ignore[index]
+        SGD(model[2:].parameters(), lr=0.1, fused=True),  # type: ignore[index]
+    ]
+    for number in range(STEPS):
+        torch.manual_seed(number)
+        x, y = vectors()
+        if number == 2:
+            x[0, 0] = torch.inf
+        loss = F.cross_entropy(model(x), y)
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        torch.autograd.backward(scaler.scale(loss))
+        clip = nn.utils.clip_grad_norm_
+        if scope is None:
+            clip(model.parameters(), 1e9)
+        else:
+            scope.clip_grad_norm_(1e9)
+        for optimizer in optimizers:
+            scaler.step(optimizer)
+        scaler.update()
+        if scope is not None:
+            scope.log(loss=loss)
+            between(scope, number)
+    return [float(value) for p in model.parameters() for value in wide(p)]
+
+
+def watch_scaled(
+    model: nn.Module, log_dir: Path, scaler: GradScaler, between: Between
+) -> tuple[list[float], Run]:
+    with watch(model, log_dir=log_dir, every=1, scaler=scaler) as scope:
+        weights = train_scaled(scope, model, scaler, between)
+        run = scope.run()
+        scope.report()
+    return weights, run
+
+
+def make_scaler() -> GradScaler:
+    return GradScaler("cpu", init_scale=2.0**10, growth_interval=2)
+
+
+BROKEN_SCALING: list[tuple[str, Any]] = [
+    (name, LossScaling) for name in vars(LossScaling) if not name.startswith("__")
+]
+# Where they are used.
+BROKEN_SCALING += [("beside", pulses), ("beside", parameters), ("unless", parameters)]
+BROKEN_SCALING += [("unscaled", parameters), ("divided", parameters), ("beside", scaling)]
+
+
+@pytest.mark.parametrize(
+    ("what", "holder"), BROKEN_SCALING, ids=[f"{h.__name__}-{n}" for n, h in BROKEN_SCALING]
+)
+def test_training_with_a_scaler_goes_on(
+    what: str,
+    holder: object,
+    seeded: nn.Module,
+    break_at: Callable[..., Between],
+    tmp_path: Path,
+) -> None:
+    torch.manual_seed(0)
+    expected = train_scaled(None, mlp_model(), make_scaler())
+    scaler = make_scaler()
+    is_property = isinstance(vars(holder)[what], property)
+    broken = break_at(1, holder, what, property(fail) if is_property else fail)
+    with pytest.warns(GradscopeWarning) as caught:
+        weights, run = watch_scaled(seeded, tmp_path, scaler, broken)
+    assert weights == expected
+    said = [str(w.message) for w in caught if "disabled" in str(w.message)]
+    assert len(set(said)) == len(said) > 0
+    for text in said:
+        assert "out of luck" in text
+        assert text.removeprefix("gradscope: ") in str(run.meta["problems"])
+    assert {0, 1} <= {int(step) for step in run.recorded_steps}
 
 
 def test_broken_outputs_do_not_cost_the_parameters(
