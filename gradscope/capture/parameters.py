@@ -89,7 +89,7 @@ class ParameterReader:
                 self._rows.flag("grad_missing", row, float(parameter.grad is None))
             self._rows.add("weight", row, statistics.squares(parameter))
 
-    def read(self, parameters: Iterable[Tensor], held: Iterable[Tensor], left: Deferred) -> None:
+    def read(self, parameters: Sequence[Tensor], held: Sequence[Tensor], left: Deferred) -> None:
         """The gradients, as an optimizer is given them; `held` are all that one will be given.
 
         `left` is what the optimizer still has to do to them.
@@ -98,9 +98,9 @@ class ParameterReader:
             known = self._known.get(id(parameter))
             if known is not None:
                 self._rows.flag("in_optimizer", known[0], 1.0)
-        parameters = list(parameters)
         for row in self._roster.left_behind(parameters):
             self._rows.flag("stale_in_optimizer", row, 1.0)
+        self._roster.former.keep(held)
         given = [self._known[id(p)] for p in parameters if id(p) in self._known]
         self._forget({row for row, _ in given} & self._read - self._updated)
         earlier = len(self._pending)

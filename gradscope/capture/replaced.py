@@ -1,7 +1,6 @@
 """What the model's parameters were before they were replaced: an optimizer may still hold it."""
 
 from collections.abc import Callable, Iterable, Iterator
-from weakref import ReferenceType, ref
 
 from torch import Tensor, nn
 
@@ -9,10 +8,15 @@ from gradscope.record import Entity
 
 
 class Former:
-    """The parameters that a model has had, by identity; none is kept alive for it."""
+    """The parameters that a model has had, by identity.
+
+    Not by weak references: where there is one, torch refuses to convert a parameter by swapping.
+    So what is replaced lives on until the next recorded step, and then as long as an optimizer
+    holds it, not longer.
+    """
 
     def __init__(self) -> None:
-        self._seen: dict[int, tuple[ReferenceType[Tensor], Entity]] = {}
+        self._seen: dict[int, tuple[Tensor, Entity]] = {}
         self._present: frozenset[int] = frozenset()
 
     def remember(
@@ -21,14 +25,12 @@ class Former:
         describe: Callable[[str, nn.Module, Tensor], Entity],
     ) -> None:
         """Note the model's parameters as they are now."""
-        # The identity of what has gone may be another tensor's by now.
-        seen = {key: entry for key, entry in self._seen.items() if entry[0]() is not None}
         present = set()
         for name, owner, parameter in owned:
             present.add(id(parameter))
-            if id(parameter) not in seen:
-                seen[id(parameter)] = (ref(parameter), describe(name, owner, parameter))
-        self._seen, self._present = seen, frozenset(present)
+            if id(parameter) not in self._seen:
+                self._seen[id(parameter)] = (parameter, describe(name, owner, parameter))
+        self._present = frozenset(present)
 
     def among(self, tensors: Iterable[Tensor]) -> Iterator[Entity]:
         """What those of the tensors were that the model had once, and has no more."""
@@ -38,5 +40,9 @@ class Former:
 
     def knows(self, tensor: Tensor) -> bool:
         """Whether the model has it, or had it once."""
-        entry = self._seen.get(id(tensor))
-        return entry is not None and entry[0]() is tensor
+        return id(tensor) in self._seen
+
+    def keep(self, held: Iterable[Tensor]) -> None:
+        """Forget what neither the model has nor is among these."""
+        wanted = self._present.union(map(id, held))
+        self._seen = {key: entry for key, entry in self._seen.items() if key in wanted}

@@ -19,6 +19,7 @@ from gradscope.capture.scope import watch
 from gradscope.quantities import CATALOGUE, PARAMETERS
 from gradscope.record import Run
 from tests.capture.trainings import mlp_model
+from tests.setups.support import support
 
 STEPS = 40
 QUANTITY = "stale_in_optimizer"
@@ -87,6 +88,12 @@ def stale_at(run: Run, name: str) -> list[int]:
     return [int(step) for step in run.recorded_steps[flags == 1]]
 
 
+@support(
+    "Optimizers",
+    "one that still holds a head that was replaced",
+    parameters="labelled",
+    note="GS008 stale-optimizer-parameters says so",
+)
 @pytest.mark.parametrize("given", [True, False], ids=["given", "found"])
 @pytest.mark.parametrize("when", [0, 10])
 def test_head_replaced_leads_and_explains_the_new_one(
@@ -147,6 +154,12 @@ def converted(model: nn.Sequential, optimizers: list[Optimizer]) -> None:
         torch.__future__.set_overwrite_module_params_on_conversion(False)
 
 
+@support(
+    "Optimizers",
+    "one all of whose parameters were replaced, by `load_state_dict(assign=True)`, say",
+    parameters="labelled",
+    note="GS008 stale-optimizer-parameters says so",
+)
 @pytest.mark.parametrize("change", [assigned, converted])
 @pytest.mark.parametrize("given", [True, False], ids=["given", "found"])
 @pytest.mark.parametrize("when", [0, 10])
@@ -164,12 +177,21 @@ def test_every_parameter_replaced(change: Change, given: bool, when: int, tmp_pa
         assert "no optimizer that stepped holds the parameters" in found["GS001"].message
 
 
-def test_converted_in_place_is_silent(tmp_path: Path) -> None:
+@pytest.mark.parametrize("when", [0, 10])
+@pytest.mark.parametrize("swapped", [False, True])
+def test_converted_in_place_is_silent(swapped: bool, when: int, tmp_path: Path) -> None:
+    """Swapping is refused by torch where somebody refers to a parameter weakly."""
+
     def change(model: nn.Sequential, optimizers: list[Optimizer]) -> None:
         del optimizers
-        model.double().float()
+        torch.__future__.set_swap_module_params_on_conversion(swapped)
+        try:
+            model.double().float()
+            model.load_state_dict({k: v.clone() for k, v in model.state_dict().items()})
+        finally:
+            torch.__future__.set_swap_module_params_on_conversion(False)
 
-    run = trained(tmp_path, change)
+    run = trained(tmp_path, change, when=when)
     assert "GS008" not in findings(run)
     assert (run.parameters[QUANTITY] == 0).all()
 
