@@ -29,8 +29,8 @@ class Coverage:
     """The recorded step in which the least was seen; the first, if it is several.
 
     Parameters are expected where they are trainable, and seen where their gradient was read.
-    Modules are expected that ran in the first recorded step in which any did, and seen where the
-    output of any use was measured.
+    Modules are expected, in steps in which any ran, that ran in the first of these; and seen where
+    the output of any use was measured.
     """
 
     step: int
@@ -54,11 +54,10 @@ def coverage(run: Run) -> Coverage | None:
     trainable = table["requires_grad"] == 1
     unread = trainable & ~measured(table["grad_nonfinite"])
     names, ran = _ran(run)
-    # Nothing runs where a step is made of gradients that are set by hand.
-    first = int(np.argmax(ran.any(axis=1)))
-    expected = ran[first]
+    expected = ran[int(np.argmax(ran.any(axis=1)))]
     idle = expected & ~ran
-    idle[:first] = False
+    # Where none is recorded at all they were not asked for, or a problem says why.
+    idle[~ran.any(axis=1)] = False
     worst = int(np.argmax(unread.sum(axis=1) + idle.sum(axis=1)))
     always = bool((unread == unread[worst]).all() and (idle == idle[worst]).all())
     parameters = {
