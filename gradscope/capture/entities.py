@@ -1,6 +1,7 @@
 """Which parameters, module uses and signals there are: their names, groups, depth, table rows."""
 
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import get_args
@@ -40,6 +41,9 @@ _GROUPS: tuple[tuple[str, tuple[type[nn.Module], ...]], ...] = (
     ("dropout", (nn.modules.dropout._DropoutNd,)),  # noqa: SLF001
 )
 
+# RMSNorm, and the norms that model libraries bring along; LayerNorm2d is one over channels.
+_NORM_NAME = re.compile(r"Norm(Act)?(?P<dimensions>[123]d)?(Fp32)?$")
+
 
 def module_group(module: nn.Module) -> str:
     """What kind of layer it is."""
@@ -47,12 +51,23 @@ def module_group(module: nn.Module) -> str:
         if isinstance(module, types):
             return group
     name = type(module).__name__
-    if type(module).__module__ == "torch.nn.modules.activation":
+    home = type(module).__module__
+    if home == "torch.nn.modules.activation":
         return "activation"
-    # RMSNorm, and the norms that model libraries bring along.
-    if name.endswith(("Norm", "Norm1d", "Norm2d", "Norm3d")):
+    if _NORM_NAME.search(name):
         return "norm"
-    return "container" if next(module.children(), None) is not None else "other"
+    if next(module.children(), None) is not None:
+        return "container"
+    # transformers.activations, timm.layers.activations_me and the like.
+    if home.rpartition(".")[2].startswith("activations"):
+        return "activation"
+    # GPT-2's name for a linear layer whose weight is stored transposed.
+    return "linear" if name == "Conv1D" and _has_matrix(module) else "other"
+
+
+def _has_matrix(module: nn.Module) -> bool:
+    weight = getattr(module, "weight", None)
+    return isinstance(weight, Tensor) and weight.dim() == 2  # noqa: PLR2004
 
 
 def parameter_group(name: str, owner: nn.Module) -> str:
@@ -75,6 +90,9 @@ def channels_first(module: nn.Module) -> bool | None:
     if isinstance(module, (*_CONVOLUTIONS, *_POOLS, nn.GroupNorm, nn.LocalResponseNorm)):
         return True
     if isinstance(module, nn.modules.batchnorm._NormBase):  # noqa: SLF001
+        return True
+    norm = _NORM_NAME.search(type(module).__name__)
+    if norm is not None and norm["dimensions"]:
         return True
     if module_group(module) in {"activation", "dropout", "other", "container"}:
         return None
@@ -231,11 +249,11 @@ class Roster:
         """Look the model's parameters up anew: by name, because objects may be replaced."""
         found = [entry for entry in self._present() if self._config.selects(entry[0])]
         rows = self._rows["parameters"]
-        earliest = self._earliest()
+        depths = self._depths()
         # By depth; the order of registration where that is the same.
         new = sorted(
             (entry for entry in found if entry[0] not in rows),
-            key=lambda entry: _depth(entry[0].rpartition(".")[0] or _ROOT, earliest),
+            key=lambda entry: depths[id(entry[2])],
         )
         for name, owner, parameter in new:
             entity = replace(_parameter(name, owner, parameter), depth=len(rows))
@@ -270,6 +288,16 @@ class Roster:
                 earliest[prefix] = min(start, earliest.get(prefix, start))
                 prefix = prefix.rpartition(".")[0]
         return earliest
+
+    def _depths(self) -> dict[int, float]:
+        """For each parameter by identity, when the first module that holds it ran."""
+        earliest = self._earliest()
+        depths: dict[int, float] = {}
+        for name, owner in self.model.named_modules():
+            for parameter in owner._parameters.values():  # noqa: SLF001
+                depth = min(_depth(name or _ROOT, earliest), depths.get(id(parameter), math.inf))
+                depths[id(parameter)] = depth
+        return depths
 
     def _add(self, table: TableName, entity: Entity) -> int:
         rows = self._rows[table]

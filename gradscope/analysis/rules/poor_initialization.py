@@ -172,6 +172,6 @@ def _typical_scale(run: Run, profile: DepthProfile) -> float | None:
 
 def _fan_in(entity: Entity) -> int:
     # A transposed convolution has its inputs first.
-    inputs_first = "Transpose" in entity.type
+    inputs_first = "Transpose" in entity.type or entity.type == "Conv1D"
     kernel = math.prod(entity.shape[2:])
     return max(1, entity.shape[0 if inputs_first else 1] * kernel)
