@@ -107,11 +107,11 @@ class Observer:
 
     def after_forward(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         """The model's forward ends."""
-        del module, args, kwargs
+        del module, args
         if torch.is_grad_enabled() and not is_set_apart():
             if self._taps is not None:
                 self._taps.forward_ends()
-            self._guard.run(SCALARS, self._see_output_loss, output)
+            self._guard.run(SCALARS, self._see_output_loss, kwargs, output)
 
     def after_criterion(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         """The criterion's forward ends."""
@@ -346,10 +346,13 @@ class Observer:
 
     # The pulse and the signals.
 
-    def _see_output_loss(self, output: Any) -> None:
+    def _see_output_loss(self, kwargs: Any, output: Any) -> None:
         loss = output_loss(output)
         if loss is not None and self._open is not None:
-            self._pulses.loss(loss.detach().to(torch.float64, copy=True), "output")
+            # transformers' models divide by this, the words of all the step's micro-batches.
+            is_part = kwargs.get("num_items_in_batch") is not None
+            number = loss.detach().to(torch.float64, copy=True)
+            self._pulses.loss(number, "output", is_part=is_part)
 
     def _see_criterion(self, args: Any, kwargs: Any, loss: Any) -> None:
         step = self._open

@@ -136,8 +136,8 @@ class Pulses:
         pulse.add("grad_norm_after_clip", before * factor.clamp(max=1.0).to(torch.float64))
         pulse.add("clipped", clipped.to(torch.float64))
 
-    def loss(self, loss: Tensor | float, source: str) -> None:
-        """A loss, and where it was seen."""
+    def loss(self, loss: Tensor | float, source: str, *, is_part: bool = False) -> None:
+        """A loss, and where it was seen; parts add up to the step's, others are averaged."""
         pulse, rank = self.current(), _LOSS_SOURCES.index(source)
         if rank < pulse.loss_rank:
             return
@@ -146,7 +146,11 @@ class Pulses:
             for name in ("loss", "loss_nonfinite"):
                 pulse.drop(name)
         self.loss_seen = True
-        pulse.add("loss", loss)
+        earlier = pulse.values.get("loss")
+        if is_part and earlier:
+            pulse.replace("loss", earlier[0] + loss)
+        else:
+            pulse.add("loss", loss)
         if isinstance(loss, Tensor):
             pulse.add("loss_nonfinite", (~torch.isfinite(loss)).to(torch.float64))
         else:

@@ -141,6 +141,40 @@ def test_loss_that_the_model_returns_is_seen(kind: str, tmp_path: Path) -> None:
     assert run.meta["coverage"]["loss_seen"] is True
 
 
+def test_parts_of_a_loss_add_up(tmp_path: Path) -> None:
+    """transformers' models return the sum over their words, divided by those of the whole step."""
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(6, 5)
+
+        def forward(
+            self, x: Tensor, y: Tensor, num_items_in_batch: int | None = None
+        ) -> dict[str, Tensor]:
+            logits = self.layer(x)
+            if num_items_in_batch is None:
+                return {"loss": F.cross_entropy(logits, y), "logits": logits}
+            loss = F.cross_entropy(logits, y, reduction="sum") / num_items_in_batch
+            return {"loss": loss, "logits": logits}
+
+    torch.manual_seed(0)
+    model = Model()
+    optimizer = sgd(model)
+    x, y = vectors()
+    expected = []
+    with watch(model, optimizer, log_dir=tmp_path, every=1) as scope:
+        for parts in (2, 3, 1):
+            with torch.no_grad():
+                expected.append(float(F.cross_entropy(model.layer(x), y)))
+            for rows in torch.arange(len(x)).tensor_split(parts):
+                model(x[rows], y[rows], num_items_in_batch=len(x))["loss"].backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        run = scope.run()
+    assert run.scalars["loss"] == pytest.approx(expected, rel=1e-6)
+
+
 def test_what_the_user_logs_outranks_what_was_found(tmp_path: Path) -> None:
     model = WithLoss(Result)
     optimizer = sgd(model)
