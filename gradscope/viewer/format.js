@@ -39,10 +39,14 @@ function abbreviated(name, inner) {
   return parts.map((part, index) => (index < outer ? part.replace(/(?<=\p{L})\p{L}+|_/gu, "") : part)).join(".");
 }
 
-/** The names within a length, abbreviated alike: what stands in one column must compare. */
+/**
+ * The names within a length, abbreviated alike, as what stands in one column must compare; each by
+ * itself where two would look the same.
+ */
 export function elidedAlike(names, length) {
   for (let inner = Math.max(...names.map((name) => name.split(".").length)); inner > 0; inner--) {
     const shown = names.map((name) => abbreviated(name, inner));
+    if (new Set(shown).size < new Set(names).size) break;
     if (shown.every((name) => name.length <= length)) return shown;
   }
   return names.map((name) => elided(name, length));
