@@ -1,11 +1,14 @@
 """Which hooks a watch puts where."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from gradscope.capture.compiled import Inlet, trace_begin, trace_end
 from gradscope.capture.hooks import Hooks
 from gradscope.capture.observer import Observer
 
@@ -18,11 +21,13 @@ def attach(
     criterion: nn.Module | None,
 ) -> None:
     """Hook what the observer is to follow from its beginning to its end."""
-    # The forward of a module that was compiled in place runs no hooks but compiled ones;
-    # around torch.compile(model) they run as they are.
-    if not _compiled_in_place(model):
-        hooks.before_forward(model, observer.before_forward)
-        hooks.after_forward(model, observer.after_forward)
+    if not is_scripted(model):
+        begins = partial(_forward_begins, observer.before_forward, model)
+        ends = partial(_forward_ends, observer, model)
+        hooks.before_forward(
+            model, observer.before_forward, Inlet(trace_begin, observer.traced, begins)
+        )
+        hooks.after_forward(model, observer.after_forward, Inlet(trace_end, observer.traced, ends))
         observer.watch_parts = lambda: _attach_parts(hooks, observer)
     if criterion is not None:
         hooks.after_forward(criterion, observer.after_criterion)
@@ -38,20 +43,35 @@ def attach(
 
 def _attach_parts(hooks: Hooks, observer: Observer) -> None:
     for part in observer.model.children():
-        if not is_compiled(part):
-            hooks.before_forward(part, observer.before_part)
+        if not is_scripted(part):
+            begins = partial(_forward_begins, observer.before_part, part)
+            inlet = Inlet(trace_begin, observer.traced, begins)
+            hooks.before_forward(part, observer.before_part, inlet)
+
+
+def _forward_begins(
+    handler: Callable[[nn.Module, Any, Any], None], module: nn.Module, value: Tensor | None
+) -> None:
+    """Of a forward that a graph tells of, its first floating input is known."""
+    handler(module, (value,), {})
+
+
+def _forward_ends(observer: Observer, module: nn.Module, loss: Tensor | None) -> None:
+    """Of what it returns, the loss."""
+    returned = None if loss is None else loss.requires_grad_()
+    observer.after_forward(module, (), {}, returned)
 
 
 def is_compiled(model: nn.Module) -> bool:
-    """Whether any part is."""
+    """Whether torch.compile was asked to compile the model or a part of it."""
     # By name: importing torch._dynamo to ask takes a second.
     return any(
-        type(module).__name__ == "OptimizedModule" or _compiled_in_place(module)
+        type(module).__name__ == "OptimizedModule"
+        or getattr(module, "_compiled_call_impl", None) is not None
         for module in model.modules()
     )
 
 
-def _compiled_in_place(module: nn.Module) -> bool:
-    return getattr(module, "_compiled_call_impl", None) is not None or isinstance(
-        module, torch.jit.ScriptModule
-    )
+def is_scripted(model: nn.Module) -> bool:
+    """Whether any part is: its forward runs no hooks."""
+    return any(isinstance(module, torch.jit.ScriptModule) for module in model.modules())

@@ -16,6 +16,8 @@ from gradscope.quantities import TableName
 from gradscope.record import Entity
 
 _ROOT = "(root)"
+# What torch.compile(module) calls the module inside.
+_COMPILED = "_orig_mod"
 
 _CONVOLUTIONS = (nn.modules.conv._ConvNd,)  # noqa: SLF001  (the only common base)
 _NORMS = (
@@ -103,7 +105,7 @@ def watched_modules(model: nn.Module, config: CaptureConfig) -> dict[nn.Module, 
     """Leaves, direct children of ModuleList and Sequential, and the root, by name."""
     lists = (nn.ModuleList, nn.Sequential)
     listed = {
-        child
+        getattr(child, _COMPILED, child)
         for parent in model.modules()
         if isinstance(parent, lists)
         for child in parent.children()
@@ -116,7 +118,7 @@ def watched_modules(model: nn.Module, config: CaptureConfig) -> dict[nn.Module, 
         for child in parent.children()
     }
     found: dict[nn.Module, str] = {}
-    for name, module in model.named_modules():
+    for name, module in _named_modules(model):
         # A ModuleList has no forward to hook.
         if module in inside or isinstance(module, (nn.ModuleList, nn.ModuleDict, nn.ParameterList)):
             continue
@@ -330,10 +332,17 @@ def _depth(owner: str, earliest: dict[str, int]) -> float:
     return earliest[owner] if owner else math.inf
 
 
+def _named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Each of the user's modules once, under the name that it has without torch.compile."""
+    for name, module in model.named_modules():
+        if _COMPILED not in module._modules:  # noqa: SLF001  (getattr reaches into what is inside)
+            yield ".".join(part for part in name.split(".") if part != _COMPILED), module
+
+
 def _owned_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Module, Tensor]]:
     """Every parameter once, under its first name, with the module that holds it."""
     seen: set[int] = set()
-    for prefix, owner in model.named_modules():
+    for prefix, owner in _named_modules(model):
         for name, parameter in owner._parameters.items():  # noqa: SLF001  (named_parameters hides the owner)
             if parameter is not None and id(parameter) not in seen:
                 seen.add(id(parameter))

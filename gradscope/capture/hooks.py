@@ -13,6 +13,8 @@ from torch.optim.optimizer import (
     register_optimizer_step_pre_hook,
 )
 
+from gradscope.capture.compiled import Inlet, is_traced, run_as_it_is
+
 
 class Handle(Protocol):
     """What torch returns for a registered hook."""
@@ -30,32 +32,39 @@ def _inert() -> Callable[..., None]:
 class ModuleHook:
     """A hook on a module, for one owner; copies and pickles of the module hold an inert one.
 
-    Returns None always: any other value would replace the module's input or output.
+    Returns None always: any other value would replace the module's input or output. Without an
+    inlet nothing of it is compiled.
     """
 
-    __slots__ = ("_target", "owner")
+    __slots__ = ("_inlet", "_target", "owner")
 
-    def __init__(self, owner: object, target: Callable[..., None]) -> None:
+    def __init__(self, owner: object, target: Callable[..., None], inlet: Inlet | None) -> None:
         self.owner = owner
         self._target: Callable[..., None] | None = target
+        self._inlet = inlet
 
     def __call__(self, *args: Any) -> None:
         """Hand on what torch gives a hook."""
-        # First of all, so that a compiler that traces through this finds nothing to compile.
+        # First of all, so that a compiler that traces through this finds nothing else.
         if torch.compiler.is_compiling():
+            if self._inlet is not None and is_traced():
+                self._inlet.trace(self._inlet, *args)
             return
         if self._target is not None:
             self._target(*args)
 
     def release(self) -> None:
         """Do nothing from now on: torch still calls a hook that is removed while others run."""
-        self._target = None
+        self._target = self._inlet = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., None]:
         return _inert()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (getattr, (contextlib.nullcontext(), "__exit__"))
+
+
+run_as_it_is(ModuleHook.__call__)
 
 
 class Hooks:
@@ -67,21 +76,27 @@ class Hooks:
         self._hooks: list[ModuleHook] = []
 
     def before_forward(
-        self, module: nn.Module, target: Callable[[nn.Module, Any, Any], None]
+        self,
+        module: nn.Module,
+        target: Callable[[nn.Module, Any, Any], None],
+        inlet: Inlet | None = None,
     ) -> None:
         """Call target(module, args, kwargs) before the module's forward."""
-        hook = self._made(target)
+        hook = self._made(target, inlet)
         self._handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
 
     def after_forward(
-        self, module: nn.Module, target: Callable[[nn.Module, Any, Any, Any], None]
+        self,
+        module: nn.Module,
+        target: Callable[[nn.Module, Any, Any, Any], None],
+        inlet: Inlet | None = None,
     ) -> None:
         """Call target(module, args, kwargs, output) after the module's forward."""
-        hook = self._made(target)
+        hook = self._made(target, inlet)
         self._handles.append(module.register_forward_hook(hook, with_kwargs=True))
 
-    def _made(self, target: Callable[..., None]) -> ModuleHook:
-        self._hooks.append(ModuleHook(self._owner, target))
+    def _made(self, target: Callable[..., None], inlet: Inlet | None) -> ModuleHook:
+        self._hooks.append(ModuleHook(self._owner, target, inlet))
         return self._hooks[-1]
 
     def around_step(
@@ -91,6 +106,8 @@ class Hooks:
         after: Callable[[Optimizer, Any, Any], None],
     ) -> None:
         """Call before and after each step of the optimizer."""
+        for hook in (before, after):
+            run_as_it_is(hook)
         self._handles.append(optimizer.register_step_pre_hook(before))
         self._handles.append(optimizer.register_step_post_hook(after))
 
@@ -125,6 +142,7 @@ def _weakly(method: Callable[..., Any]) -> Callable[..., Any]:
         target = reference()
         return None if target is None else target(*args)
 
+    run_as_it_is(call)
     return call
 
 

@@ -1,54 +1,32 @@
 """Module outputs and the gradients arriving at them, on recorded steps."""
 
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from gradscope.capture import statistics
+from gradscope.capture import compiled, statistics
+from gradscope.capture.compiled import AwaitedGradients, Inlet, Place
 from gradscope.capture.config import CaptureConfig
 from gradscope.capture.context import is_set_apart
-from gradscope.capture.entities import Roster, channels_first, watched_modules
+from gradscope.capture.entities import Roster, watched_modules
 from gradscope.capture.guard import OUTPUTS, Guard
 from gradscope.capture.hooks import Hooks, on_gradient
 from gradscope.capture.outputs import first_tensor
 from gradscope.capture.recorder import Rows
 from gradscope.capture.recurrent import TimeGradients
 from gradscope.capture.scaling import LossScaling
+from gradscope.capture.units import Units
 from gradscope.capture.uses import MOST_USES, Use, Uses
-
-# An output at or beyond these is saturated: the derivative there is below 6 % of its largest
-# (tanh: |y| > 0.97, the limit of Karpathy's makemore, part 3; sigmoid is a scaled tanh).
-_SATURATION: dict[type[nn.Module], tuple[float, float]] = {
-    nn.Tanh: (-0.97, 0.97),
-    nn.Softsign: (-0.97, 0.97),
-    nn.Sigmoid: (0.015, 0.985),
-    nn.Hardsigmoid: (0.0, 1.0),
-}
-
-
-def _saturation(module: nn.Module) -> tuple[float, float] | None:
-    # ReLU6 is one too, but its zeros are an activation's, not saturation.
-    if type(module) is nn.Hardtanh:
-        return module.min_val, module.max_val
-    return _SATURATION.get(type(module))
-
-
-@dataclass(slots=True)
-class _Activity:
-    """For each unit, the samples since it was last other than zero."""
-
-    quiet: Tensor
-    samples: int = 0
-
-    def see(self, active: Tensor, samples: int) -> None:
-        self.samples += samples
-        self.quiet.add_(samples).masked_fill_(active, 0)
 
 
 class ModuleTaps:
-    """Hooks on the watched modules while a step is recorded; none in between."""
+    """Hooks on the watched modules while a step is recorded; none in between.
+
+    Where torch.compile has traced one, they stay: to a compiled graph a hook that comes or goes
+    is a reason to compile anew.
+    """
 
     def __init__(
         self, roster: Roster, config: CaptureConfig, guard: Guard, scaling: LossScaling
@@ -61,15 +39,21 @@ class ModuleTaps:
         self._names = watched_modules(roster.model, config)
         self._rows: Rows | None = None
         guard.on_disable[OUTPUTS] = self.release
-        self._uses: dict[nn.Module, int] = {}
+        # Those that have hooks, and what compiled graphs know those by.
+        self._hooked: set[nn.Module] = set()
+        self._inlets: dict[nn.Module, Inlet] = {}
+        self._stay = False
+        self._awaited = AwaitedGradients()
+        # How much was compiled when silent modules were last looked into.
+        self._graphs = 0
+        self._listening = False
+        self._starts = Hooks(self)
+        self._uses: dict[str, int] = {}
         # Of each module in this step, the row of its first use.
         self._first: dict[nn.Module, int] = {}
         self._sequences = Uses(roster, config.max_uses)
         self.time = TimeGradients(roster, config, guard, scaling)
-        self._activity: dict[int, _Activity] = {}
-        # Of outputs by shape, in this forward: whether their units are dimension 1.
-        self._channels_first: dict[tuple[int, ...], bool] = {}
-        self._order_known = False
+        self._units = Units(config)
         # Of the step being recorded, for the coverage: table rows.
         self._ran_modules: set[nn.Module] = set()
         # What ran without gradients in a forward that began with them: measured, and kept
@@ -85,21 +69,56 @@ class ModuleTaps:
         self._rows = rows
         self._ran, self._expected, self._seen = set(), set(), set()
         self._ran_modules, self._aside = set(), {}
-        # Modules may have been replaced or added since the last time.
-        self._names = watched_modules(self._roster.model, self._config)
-        self._uses, self._channels_first, self._first = {}, {}, {}
+        self._awaited = AwaitedGradients()
+        self._listening = True
+        self._hook_modules()
+        self._count_uses()
+        self._first = {}
         self._sequences.complete(None)
         self.time.arm(rows)
         for module in self._names:
-            # Only to learn the order; afterwards one hook per module is enough.
-            if not self._order_known or self.time.needs_start(module):
-                self._hooks.before_forward(module, self._before)
-            self._hooks.after_forward(module, self._after)
+            if self.time.needs_start(module):
+                self._starts.before_forward(module, self._before)
+
+    def _hook_modules(self) -> None:
+        # Modules may have been replaced or added since the last time.
+        self._names = watched_modules(self._roster.model, self._config)
+        self._inlets = {module: self._inlet(module) for module in self._names}
+        for module in self._names:
+            if module not in self._hooked:
+                self._hooks.after_forward(module, self._after, self._inlets[module])
+        self._hooked = self._hooked | self._names.keys()
+
+    def _inlet(self, module: nn.Module) -> Inlet:
+        if known := self._inlets.get(module):
+            return known
+        tell = partial(self._run, module)
+        return Inlet(compiled.trace_output, self.traced, tell, self._bring)
+
+    def traced(self, can_tell: bool) -> None:  # noqa: FBT001  (compiled.Inlet calls it)
+        """A compiler takes a hook into its graph, or can't."""
+        self._guard.run(OUTPUTS, self._keep_hooks if can_tell else self._say_blind)
+
+    def _keep_hooks(self) -> None:
+        """Also hook what is traced next: the step that would do so opens when the graph runs."""
+        if not self._stay:
+            self._stay = True
+            self._hook_modules()
+
+    def _say_blind(self) -> None:
+        message = (
+            f"torch {torch.__version__} can't tell of modules inside torch.compile, 2.13 can: "
+            "their parameters are recorded, their outputs are not"
+        )
+        self._guard.say(OUTPUTS, message)
+
+    def _count_uses(self) -> None:
+        self._uses = dict.fromkeys(self._names.values(), 0)
+        self._units.forward_begins()
 
     def forward_begins(self) -> None:
         """The model's forward starts anew: uses are counted from the first."""
-        self._uses = {}
-        self._channels_first = {}
+        self._count_uses()
         self._in_forward = True
         self._sequences.complete(self._rows)
         self.time.forward_begins()
@@ -113,9 +132,17 @@ class ModuleTaps:
         self._in_forward = False
 
     def disarm(self) -> None:
-        """Remove the hooks; gradients of this step's outputs are still taken."""
+        """Listen to no further forward; gradients of this step's outputs are still taken."""
+        self._listening = False
+        self._starts.remove()
+        if not self._stay:
+            self.detach()
+
+    def detach(self) -> None:
+        """Remove the hooks."""
+        self._starts.remove()
         self._hooks.remove()
-        self._order_known = self._order_known or bool(self._ran)
+        self._hooked = set()
 
     def finish(self) -> None:
         """The step was read: what still arrives belongs to no step."""
@@ -123,20 +150,42 @@ class ModuleTaps:
         self.time.finish()
         self._sequences.complete(self._rows)
         if self._rows is not None:
-            for row in sorted(self._ran & self._activity.keys()):
-                activity = self._activity[row]
-                if activity.samples >= self._config.dead_after_samples:
-                    dead = (activity.quiet >= self._config.dead_after_samples).sum()
-                    units = float(activity.quiet.numel())
-                    self._rows.add("dead", row, dead.to(torch.float64), units)
-        self._rows = None
+            self._leave_out_uncertain(self._rows)
+            self.reach_compiled()
+            self._units.count_dead(self._rows, self._ran)
+        self._rows, self._awaited = None, AwaitedGradients()
+
+    def _leave_out_uncertain(self, rows: Rows) -> None:
+        uncertain = self._awaited.uncertain()
+        if uncertain:
+            names = ", ".join(self._roster.module_name(row) for row in sorted(uncertain))
+            message = (
+                f"compiled, and used several times in a step of which not all got a gradient: "
+                f"which one did can't be told of {names}"
+            )
+            self._guard.say(OUTPUTS, message, aloud=False)
+            rows.entries = [
+                entry
+                for entry in rows.entries
+                if entry[0] != "output_gradient" or entry[1] not in uncertain
+            ]
+            self._seen -= uncertain
+
+    def reach_compiled(self) -> None:
+        """Modules that did not run may have done so in a graph from before they had hooks."""
+        if self._stay or self._ran_modules == self._names.keys():
+            return
+        known, self._graphs = self._graphs, compiled.graphs()
+        if self._graphs > known:
+            self._keep_hooks()
+            compiled.forget_graphs()
 
     def release(self) -> None:
         """Let go of the step that is recorded."""
         self.disarm()
         self.time.finish()
         self._sequences.complete(None)
-        self._rows, self._aside = None, {}
+        self._rows, self._aside, self._awaited = None, {}, AwaitedGradients()
 
     def coverage(self) -> dict[str, object]:
         """Of the recorded step: modules and gradients that were expected, and those seen."""
@@ -156,16 +205,36 @@ class ModuleTaps:
         self._guard.run(OUTPUTS, self._start, module)
 
     def _start(self, module: nn.Module) -> None:
-        # DataParallel's replicas carry the hooks of what they were copied from.
         if self._rows is not None and module in self._names and not is_set_apart():
-            self._roster.started(self._names[module], self._uses.get(module, 0))
             self.time.begins(module)
 
     def _after(self, module: nn.Module, args: Any, kwargs: Any, output: object) -> None:
-        self._guard.run(OUTPUTS, self._see, module, args, kwargs, output)
+        if self._listening:
+            self._guard.run(OUTPUTS, self._see, module, (args, kwargs), output)
 
-    def _see(self, module: nn.Module, args: Any, kwargs: Any, value: object) -> None:
+    def _run(self, module: nn.Module, output: Tensor | None, place: Place, awaited: bool) -> None:  # noqa: FBT001
+        """A module has run inside a compiled graph."""
+        if not self._listening:
+            return
+        if output is None:
+            reason = (
+                'CUDA graphs (mode="reduce-overhead") are replayed without Python; parameters are '
+                "recorded, with another mode of torch.compile module outputs would be, too"
+            )
+            self._guard.disable(OUTPUTS, reason)
+        else:
+            self._guard.run(OUTPUTS, self._see, module, None, output, place if awaited else None)
+
+    def _bring(self, gradient: Tensor, place: Place) -> None:
+        """A compiled graph brings the gradient of an output."""
+        self._awaited.arrive(place, gradient)
+
+    def _see(
+        self, module: nn.Module, inputs: Any, value: object, place: Place | None = None
+    ) -> None:
+        """A module has returned; `inputs` are None where a compiled graph tells of it."""
         rows = self._rows
+        # DataParallel's replicas carry the hooks of what they were copied from.
         if rows is None or module not in self._names:
             return
         output = first_tensor(value)
@@ -175,16 +244,17 @@ class ModuleTaps:
             return
         if not (torch.is_grad_enabled() or self._in_forward):
             return
-        use = self._uses.get(module, 0)
-        self._uses[module] = use + 1
+        use = self._uses[self._names[module]]
+        self._note_start(self._names[module])
+        self._uses[self._names[module]] = use + 1
         self._ran_modules.add(module)
         if output is None:
             return
         row = self._row(module, use, output)
         if torch.is_grad_enabled():
-            self._see_use(rows, row, module, output)
-            if row is not None:
-                self.time.ends(row, module, (args, kwargs), value)
+            self._see_use(rows, row, module, output, place)
+            if row is not None and inputs is not None:
+                self.time.ends(row, module, inputs, value)
         elif use == 0 and row is not None:
             aside = Rows()
             self._measure(aside, row, module, output)
@@ -207,14 +277,24 @@ class ModuleTaps:
         self._first.setdefault(module, row)
         return row
 
-    def _see_use(self, rows: Rows, row: int | None, module: nn.Module, output: Tensor) -> None:
+    def _see_use(
+        self, rows: Rows, row: int | None, module: nn.Module, output: Tensor, place: Place | None
+    ) -> None:
         sequence = self._sequences.sequence(self._names[module], module, self._first[module])
         if sequence.is_full:
             message = f"{sequence.name} runs {MOST_USES} times or more: not its middle and last use"
             self._guard.say(OUTPUTS, message, aloud=False)
             return
         moments = self._measure(rows, row, module, output)
-        self._await_gradient(rows, row, output, sequence.add(output, moments))
+        self._await_gradient(rows, row, output, sequence.add(output, moments), place)
+
+    def _note_start(self, name: str) -> None:
+        """What has run began after all around it did: those say so when they end."""
+        parts = name.split(".")
+        for length in range(1, len(parts) + 1):
+            around = ".".join(parts[:length])
+            if around in self._uses:
+                self._roster.started(around, self._uses[around])
 
     def _see_replay(self, rows: Rows, module: nn.Module, output: Tensor) -> None:
         """A re-entrant checkpoint repeats what ran without gradients: now they will come."""
@@ -223,15 +303,25 @@ class ModuleTaps:
             rows.entries += aside.entries
             self._await_gradient(rows, row, output, None)
 
-    def _await_gradient(self, rows: Rows, row: int | None, output: Tensor, use: Use | None) -> None:
+    def _await_gradient(
+        self,
+        rows: Rows,
+        row: int | None,
+        output: Tensor,
+        use: Use | None,
+        place: Place | None = None,
+    ) -> None:
         # A leaf lives longer than the step, and so would its hook.
-        awaited = output.requires_grad and not output.is_leaf
+        awaited = place is not None or (output.requires_grad and not output.is_leaf)
         if row is not None:
             self._ran.add(row)
             if awaited:
                 self._expected.add(row)
-        if awaited:
-            on_gradient(output, _GradientTap(self, rows, row, use, self._guard))
+        tap = _GradientTap(self, rows, row, use, self._guard)
+        if place is not None:
+            self._awaited.expect(place, tap)
+        elif awaited:
+            on_gradient(output, tap)
 
     @torch.no_grad()
     def _measure(self, rows: Rows, row: int | None, module: nn.Module, output: Tensor) -> Tensor:
@@ -240,33 +330,8 @@ class ModuleTaps:
         if row is None:
             return moments
         rows.add("output", row, moments)
-        self._measure_units(rows, row, module, output)
+        self._units.measure(rows, row, module, output)
         return moments
-
-    def _measure_units(self, rows: Rows, row: int, module: nn.Module, output: Tensor) -> None:
-        limits = _saturation(module)
-        # What has no order has no end of its range.
-        if limits is not None and not output.is_complex():
-            outside = statistics.count_outside(output, *limits)
-            rows.add("saturated", row, outside, float(output.numel()))
-        if output.dim() < 2 or output.numel() == 0:  # noqa: PLR2004  (no batch dimension)
-            return
-        units_first = self._units_first(module, output)
-        active = statistics.active_units(output, 1 if units_first else -1)
-        activity = self._activity.get(row)
-        if activity is None or activity.quiet.shape != active.shape:
-            quiet = torch.zeros(active.shape, dtype=torch.int32, device=active.device)
-            activity = self._activity[row] = _Activity(quiet)
-        activity.see(active, output.shape[0])
-
-    def _units_first(self, module: nn.Module, output: Tensor) -> bool:
-        """Whether the units are dimension 1: behind convolutions, and what keeps their shape."""
-        shape = tuple(output.shape)
-        known = channels_first(module)
-        if known is None:
-            return self._channels_first.get(shape, False)
-        self._channels_first[shape] = known
-        return known
 
     def gradient_arrived(
         self, rows: Rows, row: int | None, use: Use | None, gradient: Tensor
@@ -287,12 +352,12 @@ class ModuleTaps:
 class _GradientTap:
     """A tensor hook: knows the row and the use, never the output."""
 
-    __slots__ = ("_arrived", "_guard", "_row", "_rows", "_taps", "_use")
+    __slots__ = ("_arrived", "_guard", "_rows", "_taps", "_use", "row")
 
     def __init__(
         self, taps: ModuleTaps, rows: Rows, row: int | None, use: Use | None, guard: Guard
     ) -> None:
-        self._taps, self._rows, self._row, self._use = taps, rows, row, use
+        self._taps, self._rows, self.row, self._use = taps, rows, row, use
         self._guard = guard
         self._arrived = False
 
@@ -306,5 +371,8 @@ class _GradientTap:
             )
         self._arrived = True
         self._guard.run(
-            OUTPUTS, self._taps.gradient_arrived, self._rows, self._row, self._use, gradient
+            OUTPUTS, self._taps.gradient_arrived, self._rows, self.row, self._use, gradient
         )
+
+
+compiled.run_as_it_is(_GradientTap.__call__)

@@ -87,6 +87,11 @@ class Observer:
         self._next = earlier.step
         self._earlier = earlier.coverage
 
+    def traced(self, can_tell: bool) -> None:  # noqa: FBT001  (compiled.Inlet calls it)
+        """A compiler takes a hook into its graph, or can't."""
+        if self._taps is not None:
+            self._taps.traced(can_tell)
+
     # Handlers for hooks: signatures are torch's.
 
     def before_forward(self, module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -204,7 +209,7 @@ class Observer:
     def stop(self) -> None:
         """Take the module hooks away."""
         if self._taps is not None:
-            self._taps.disarm()
+            self._taps.detach()
             self._taps.time.release()
 
     # Opening and closing.
@@ -336,6 +341,8 @@ class Observer:
             # The loop calls the model's parts one by one, as GANs do.
             self._watching_parts = True
             self.watch_parts()
+            if self._taps is not None:
+                self._taps.reach_compiled()
 
     def _mark_stepped(self, step: Step, optimizer: int) -> None:
         step.stepped.add(optimizer)

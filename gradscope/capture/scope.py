@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
+from gradscope.capture import compiled
 from gradscope.capture.arguments import (
     check_criterion,
     check_model,
@@ -21,7 +22,7 @@ from gradscope.capture.arguments import (
     checked_scaler,
     refuse,
 )
-from gradscope.capture.attachment import attach, is_compiled
+from gradscope.capture.attachment import attach, is_compiled, is_scripted
 from gradscope.capture.config import CaptureConfig, patterns
 from gradscope.capture.display import Display
 from gradscope.capture.folders import changed_settings, run_folder
@@ -142,8 +143,8 @@ class Scope:
         self._has_charts = False
         self._guard = Guard(self._write_problem)
         self._named_optimizers = optimizers is not None
-        compiled = is_compiled(model)
-        outputs = config.level == "full" and not compiled
+        scripted = is_scripted(model)
+        outputs = config.level == "full" and not scripted
         # Of torch.compile(model), the model: its names are the user's.
         core = getattr(model, "_orig_mod", model)
         self._observer = Observer(core, config, self._guard, scaler, outputs=outputs)
@@ -163,8 +164,11 @@ class Scope:
         if not self._temporary:
             self._observer.on_record = self._display.recorded
         self._hooks = Hooks(self)
-        attach(self._hooks, self._observer, model, optimizers, criterion)
-        if compiled:
+        attach(self._hooks, self._observer, core, optimizers, criterion)
+        if is_compiled(model):
+            # It may have run before it had hooks.
+            compiled.forget_graphs()
+        if scripted:
             message = "the model is compiled: its parameters are recorded, its outputs are not"
             self._guard.say(OUTPUTS, message)
         if folder.earlier is not None:

@@ -1,0 +1,88 @@
+"""Units of module outputs: which are saturated, and which have been dead for long."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from gradscope.capture import statistics
+from gradscope.capture.config import CaptureConfig
+from gradscope.capture.entities import channels_first
+from gradscope.capture.recorder import Rows
+
+# An output at or beyond these is saturated: the derivative there is below 6 % of its largest
+# (tanh: |y| > 0.97, the limit of Karpathy's makemore, part 3; sigmoid is a scaled tanh).
+_SATURATION: dict[type[nn.Module], tuple[float, float]] = {
+    nn.Tanh: (-0.97, 0.97),
+    nn.Softsign: (-0.97, 0.97),
+    nn.Sigmoid: (0.015, 0.985),
+    nn.Hardsigmoid: (0.0, 1.0),
+}
+
+
+def _saturation(module: nn.Module) -> tuple[float, float] | None:
+    # ReLU6 is one too, but its zeros are an activation's, not saturation.
+    if type(module) is nn.Hardtanh:
+        return module.min_val, module.max_val
+    return _SATURATION.get(type(module))
+
+
+@dataclass(slots=True)
+class _Activity:
+    """For each unit, the samples since it was last other than zero."""
+
+    quiet: Tensor
+    samples: int = 0
+
+    def see(self, active: Tensor, samples: int) -> None:
+        self.samples += samples
+        self.quiet.add_(samples).masked_fill_(active, 0)
+
+
+class Units:
+    """What is known of the units of every module use, by its table row."""
+
+    def __init__(self, config: CaptureConfig) -> None:
+        self._config = config
+        self._activity: dict[int, _Activity] = {}
+        # Of outputs by shape, in this forward: whether their units are dimension 1.
+        self._channels_first: dict[tuple[int, ...], bool] = {}
+
+    def forward_begins(self) -> None:
+        """Which outputs have their units first is learned anew."""
+        self._channels_first = {}
+
+    def measure(self, rows: Rows, row: int, module: nn.Module, output: Tensor) -> None:
+        """Add what the output says of its units: saturated entries; which are active is kept."""
+        limits = _saturation(module)
+        # What has no order has no end of its range.
+        if limits is not None and not output.is_complex():
+            outside = statistics.count_outside(output, *limits)
+            rows.add("saturated", row, outside, float(output.numel()))
+        if output.dim() < 2 or output.numel() == 0:  # noqa: PLR2004  (no batch dimension)
+            return
+        units_first = self._units_first(module, output)
+        active = statistics.active_units(output, 1 if units_first else -1)
+        activity = self._activity.get(row)
+        if activity is None or activity.quiet.shape != active.shape:
+            quiet = torch.zeros(active.shape, dtype=torch.int32, device=active.device)
+            activity = self._activity[row] = _Activity(quiet)
+        activity.see(active, output.shape[0])
+
+    def _units_first(self, module: nn.Module, output: Tensor) -> bool:
+        """Whether the units are dimension 1: behind convolutions, and what keeps their shape."""
+        shape = tuple(output.shape)
+        known = channels_first(module)
+        if known is None:
+            return self._channels_first.get(shape, False)
+        self._channels_first[shape] = known
+        return known
+
+    def count_dead(self, rows: Rows, ran: set[int]) -> None:
+        """Add how many units are dead, of the table rows that ran."""
+        for row in sorted(ran & self._activity.keys()):
+            activity = self._activity[row]
+            if activity.samples >= self._config.dead_after_samples:
+                dead = (activity.quiet >= self._config.dead_after_samples).sum()
+                units = float(activity.quiet.numel())
+                rows.add("dead", row, dead.to(torch.float64), units)
