@@ -10,14 +10,19 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from gradscope.capture.config import CaptureConfig
+from gradscope.capture.names import (
+    class_name,
+    held_parameters,
+    named_modules,
+    owned_parameters,
+    unwrapped,
+)
 from gradscope.capture.replaced import Former
 from gradscope.errors import ConfigError
 from gradscope.quantities import TableName
 from gradscope.record import Entity
 
 _ROOT = "(root)"
-# What torch.compile(module) calls the module inside.
-_COMPILED = "_orig_mod"
 
 _CONVOLUTIONS = (nn.modules.conv._ConvNd,)  # noqa: SLF001  (the only common base)
 _NORMS = (
@@ -52,7 +57,7 @@ def module_group(module: nn.Module) -> str:
     for group, types in _GROUPS:
         if isinstance(module, types):
             return group
-    name = type(module).__name__
+    name = class_name(module)
     home = type(module).__module__
     if home == "torch.nn.modules.activation":
         return "activation"
@@ -93,7 +98,7 @@ def channels_first(module: nn.Module) -> bool | None:
         return True
     if isinstance(module, nn.modules.batchnorm._NormBase):  # noqa: SLF001
         return True
-    norm = _NORM_NAME.search(type(module).__name__)
+    norm = _NORM_NAME.search(class_name(module))
     if norm is not None and norm["dimensions"]:
         return True
     if module_group(module) in {"activation", "dropout", "other", "container"}:
@@ -104,26 +109,27 @@ def channels_first(module: nn.Module) -> bool | None:
 def watched_modules(model: nn.Module, config: CaptureConfig) -> dict[nn.Module, str]:
     """Leaves, direct children of ModuleList and Sequential, and the root, by name."""
     lists = (nn.ModuleList, nn.Sequential)
+    modules = list(named_modules(model))
     listed = {
-        getattr(child, _COMPILED, child)
-        for parent in model.modules()
+        unwrapped(child)
+        for _, parent in modules
         if isinstance(parent, lists)
         for child in parent.children()
     }
     # Its children are used as containers of weights: they never run.
     inside = {
         child
-        for parent in model.modules()
+        for _, parent in modules
         if isinstance(parent, nn.MultiheadAttention)
         for child in parent.children()
     }
     found: dict[nn.Module, str] = {}
-    for name, module in _named_modules(model):
+    for name, module in modules:
         # A ModuleList has no forward to hook.
         if module in inside or isinstance(module, (nn.ModuleList, nn.ModuleDict, nn.ParameterList)):
             continue
         is_leaf = next(module.children(), None) is None or isinstance(module, nn.MultiheadAttention)
-        if (is_leaf or module in listed or module is model) and config.selects(name or _ROOT):
+        if (is_leaf or module in listed or not name) and config.selects(name or _ROOT):
             found[module] = name or _ROOT
     return found
 
@@ -150,7 +156,7 @@ class Roster:
 
         Raises ConfigError where the model has another shape of a parameter, or none of them.
         """
-        owned = {name: parameter for name, _, parameter in _owned_parameters(self.model)}
+        owned = {name: parameter for name, _, parameter in owned_parameters(self.model)}
         known = [entity for entity in earlier["parameters"] if entity is not None]
         for entity in known:
             parameter = owned.get(entity.name)
@@ -203,7 +209,7 @@ class Roster:
             numel=output.numel(),
             depth=self._started[full_name],
             group=module_group(module),
-            type=type(module).__name__,
+            type=class_name(module),
         )
         return self._add("modules", entity)
 
@@ -220,7 +226,7 @@ class Roster:
             numel=math.prod(shape),
             depth=self._started.get(name, len(self._started)),
             group=module_group(module),
-            type=type(module).__name__,
+            type=class_name(module),
         )
         return self._add("modules", entity)
 
@@ -228,9 +234,15 @@ class Roster:
         """The name of the module use in this row."""
         return list(self._rows["modules"])[row]
 
+    def watched_parameters(self) -> Iterator[Tensor]:
+        """The parameters as they are now."""
+        for name, _, parameter in owned_parameters(self.model):
+            if self._config.selects(name):
+                yield parameter
+
     def parameter_names(self) -> list[str]:
         """Those of all watched parameters, in the order of registration."""
-        names = (name for name, _, _ in _owned_parameters(self.model))
+        names = (name for name, _, _ in owned_parameters(self.model))
         return [name for name in names if self._config.selects(name)]
 
     def parameter_rows(self, names: Iterable[str]) -> dict[str, int]:
@@ -266,7 +278,7 @@ class Roster:
         """The model's parameters as they are now, with their names and owners."""
         owned = [
             entry
-            for entry in _owned_parameters(self.model)
+            for entry in owned_parameters(self.model)
             if not isinstance(entry[2], UninitializedParameter)
         ]
         self.former.remember(owned, _parameter)
@@ -295,10 +307,10 @@ class Roster:
         """For each parameter by identity, when the first module that holds it ran."""
         earliest = self._earliest()
         depths: dict[int, float] = {}
-        for name, owner in self.model.named_modules():
-            for parameter in owner._parameters.values():  # noqa: SLF001
-                depth = min(_depth(name or _ROOT, earliest), depths.get(id(parameter), math.inf))
-                depths[id(parameter)] = depth
+        for name, _, parameter in held_parameters(self.model):
+            owner = name.rpartition(".")[0] or _ROOT
+            depth = min(_depth(owner, earliest), depths.get(id(parameter), math.inf))
+            depths[id(parameter)] = depth
         return depths
 
     def _add(self, table: TableName, entity: Entity) -> int:
@@ -317,7 +329,7 @@ def _parameter(name: str, owner: nn.Module, parameter: Tensor) -> Entity:
         numel=parameter.numel(),
         depth=-1,
         group=parameter_group(name, owner),
-        type=type(owner).__name__,
+        type=class_name(owner),
     )
 
 
@@ -330,20 +342,3 @@ def _depth(owner: str, earliest: dict[str, int]) -> float:
     while owner and owner not in earliest:
         owner = owner.rpartition(".")[0]
     return earliest[owner] if owner else math.inf
-
-
-def _named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Each of the user's modules once, under the name that it has without torch.compile."""
-    for name, module in model.named_modules():
-        if _COMPILED not in module._modules:  # noqa: SLF001  (getattr reaches into what is inside)
-            yield ".".join(part for part in name.split(".") if part != _COMPILED), module
-
-
-def _owned_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Module, Tensor]]:
-    """Every parameter once, under its first name, with the module that holds it."""
-    seen: set[int] = set()
-    for prefix, owner in _named_modules(model):
-        for name, parameter in owner._parameters.items():  # noqa: SLF001  (named_parameters hides the owner)
-            if parameter is not None and id(parameter) not in seen:
-                seen.add(id(parameter))
-                yield (f"{prefix}.{name}" if prefix else name), owner, parameter

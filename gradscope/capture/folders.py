@@ -27,12 +27,18 @@ class RunFolder:
     earlier: Continuation | None = None
 
 
-def run_folder(owner: object, log_dir: str | Path | None, *, resume: bool) -> RunFolder:
+def run_folder(
+    owner: object, log_dir: str | Path | None, *, resume: bool, writes: bool = True
+) -> RunFolder:
     """Make the folder, or find the run in it; a temporary one goes with its owner.
+
+    A process that does not write makes none: it is the writer's that is named.
 
     Raises LogError where it can't be made, or the run to be resumed can't be read or is being
     written by another process.
     """
+    if not writes:
+        return RunFolder(Path(log_dir or tempfile.gettempdir()), temporary=log_dir is None)
     if log_dir is None:
         temporary = Path(tempfile.mkdtemp(prefix="gradscope-"))
         weakref.finalize(owner, _remove, temporary, os.getpid())

@@ -105,10 +105,15 @@ class Guard:
     def disable(self, part: str, reason: str) -> None:
         """Switch a part off for the rest of the run, and say so once."""
         if part not in self._disabled:
+            self.end(part)
+            self.say(part, f"{part} disabled: {reason}")
+
+    def end(self, part: str) -> None:
+        """Switch a part off for the rest of the run, for a reason that needs no saying."""
+        if part not in self._disabled:
             self._disabled.add(part)
             with contextlib.suppress(Exception):
                 self.on_disable.get(part, lambda: None)()
-            self.say(part, f"{part} disabled: {reason}")
 
     def say(self, part: str, message: str, *, aloud: bool = True) -> None:
         """Note a limit for the report, once, and aloud if the user should act on it."""

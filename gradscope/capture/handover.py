@@ -32,7 +32,10 @@ class Handover:
 
     def flush(self, rows: Rows | None = None) -> None:
         """Hand over all that has gathered."""
-        if self.recorder is not None and self._pulses.pending:
+        if self.recorder is None:
+            # The recorder is another process's.
+            self._pulses.pending = []
+        elif self._pulses.pending:
             self._write_new_entities(self.recorder)
             self.recorder.submit(self._packet(rows, self._pulses.pending))
             self._pulses.pending = []
@@ -48,6 +51,13 @@ class Handover:
             self.recorder.offer(self._packet(copied, self._pulses.known()))
         elif self._pulses.pending:
             self.recorder.offer(self._packet(None, self._pulses.pending))
+
+    def show(self, rows: Rows | None) -> None:
+        """Write down now what is known of the open step; it is written again when it closes."""
+        if self.recorder is not None and (pulses := self._pulses.known()):
+            self._write_new_entities(self.recorder)
+            copied = rows.copy() if rows is not None else None
+            self.recorder.submit(self._packet(copied, pulses))
 
     def coverage(self, coverage: Mapping[str, Any]) -> None:
         """Write down what was seen so far."""

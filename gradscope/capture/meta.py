@@ -11,6 +11,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from gradscope.capture.cadence import describe
 from gradscope.capture.config import CaptureConfig
+from gradscope.capture.names import class_name
 from gradscope.capture.parameters import sampling
 
 
@@ -20,7 +21,7 @@ def described(
     """The model, how it is watched, and by what."""
     known = [p for p in model.parameters() if not isinstance(p, UninitializedParameter)]
     return {
-        "model": type(model).__name__,
+        "model": class_name(model),
         "parameters": sum(p.numel() for p in known),
         "trainable_parameters": sum(p.numel() for p in known if p.requires_grad),
         "device": str(next(model.parameters()).device),

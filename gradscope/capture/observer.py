@@ -10,21 +10,24 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
-from gradscope.capture import coverage, statistics
-from gradscope.capture.cadence import is_recorded
+from gradscope.capture import coverage
+from gradscope.capture.cadence import Cadence
 from gradscope.capture.config import CaptureConfig
 from gradscope.capture.context import is_set_apart
+from gradscope.capture.distributed import Presence, processes
 from gradscope.capture.entities import Roster
 from gradscope.capture.guard import SCALARS, STEPS, Guard
 from gradscope.capture.handover import Handover
+from gradscope.capture.merge import ShardMerge
 from gradscope.capture.modules import ModuleTaps
+from gradscope.capture.names import owned_parameters
 from gradscope.capture.optimizers import Optimizers, with_closure
-from gradscope.capture.outputs import first_tensor, output_loss
 from gradscope.capture.parameters import CoordinateSamples, ParameterReader
 from gradscope.capture.pulses import Pulses
 from gradscope.capture.recorder import Recorder, Rows
 from gradscope.capture.scaling import Deferred, LossScaling
 from gradscope.capture.selection import Selection
+from gradscope.capture.signals import Signals
 from gradscope.capture.step import Step
 from gradscope.log.writer import Continuation
 
@@ -48,11 +51,16 @@ class Observer:
         scaler: GradScaler | None,
         *,
         outputs: bool,
+        writes: bool = True,
     ) -> None:
         self.model = model
-        self._config = config
         self._guard = guard
+        # Of several processes one writes; the others take part where parameters are split.
+        self._writes = writes
         self._roster = Roster(model, config)
+        self._cadence = Cadence(config.every)
+        presence = None if processes() is None else Presence(model)
+        self.shards = ShardMerge(self._cadence, self._roster.watched_parameters, presence, guard)
         self.selection = Selection(self._roster, guard)
         self.optimizers = Optimizers(model, self._roster.former, guard)
         self._scaling = scaling = LossScaling(scaler, self.optimizers, guard)
@@ -63,10 +71,12 @@ class Observer:
         # recorded, when one more is.
         self.watch_parts: Callable[[], None] = lambda: None
         self.on_record: Callable[[int], None] = lambda _: None
+        self._on_end: Callable[[], None] = lambda: None
         self._watching_parts = False
         self._open: Step | None = None
         self._next = 0
         self._pulses = Pulses(guard)
+        self._signals = Signals(self._roster, self._pulses, writes=writes)
         self._handover = Handover(self._roster, self.selection, self._pulses)
         self.counts = {
             "forwards": 0,
@@ -85,6 +95,8 @@ class Observer:
         """Go on after the last step of a run; raises ConfigError if it is another model's."""
         self._roster.take_up(earlier.entities)
         self._next = earlier.step
+        # Other processes do not know the step: the first one is recorded, the next are agreed.
+        self._cadence.begin_at(earlier.step, due=processes() is not None)
         self._earlier = earlier.coverage
 
     def traced(self, can_tell: bool) -> None:  # noqa: FBT001  (compiled.Inlet calls it)
@@ -97,6 +109,8 @@ class Observer:
     def before_forward(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         """The model's forward begins."""
         del module
+        if self.shards.over:
+            self._on_end()
         if is_set_apart():
             return
         if torch.is_grad_enabled():
@@ -116,14 +130,15 @@ class Observer:
         if torch.is_grad_enabled() and not is_set_apart():
             if self._taps is not None:
                 self._taps.forward_ends()
-            self._guard.run(SCALARS, self._see_output_loss, kwargs, output)
+            if self._open is not None:
+                self._guard.run(SCALARS, self._signals.see_output, kwargs, output)
 
     def after_criterion(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         """The criterion's forward ends."""
         del module
-        if is_set_apart():
-            return
-        self._guard.run(SCALARS, self._see_criterion, args, kwargs, output)
+        if self._open is not None and not is_set_apart():
+            see = self._signals.see_criterion
+            self._guard.run(SCALARS, see, self._open, args, kwargs, output)
 
     def before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
         """An optimizer's step begins; returns its arguments if the closure is to be wrapped."""
@@ -153,7 +168,7 @@ class Observer:
         self._pulses.log(loss, grad_norm, scalars)
         for name, signal in (("target", target), ("output", output)):
             if step is not None and signal is not None:
-                self._see_signal(step, name, signal)
+                self._signals.see(step, name, signal)
         if step is None or self._is_done(step):
             self._offer()
 
@@ -168,7 +183,7 @@ class Observer:
     def hand_step(self) -> None:
         """The gradients are complete, and a hand-written update is about to use them."""
         step = self._begin()
-        parameters: list[Tensor] = [p for p in self.model.parameters() if p.requires_grad]
+        parameters = [p for _, _, p in owned_parameters(self.model) if p.requires_grad]
         self._read(parameters, Deferred())
         self._mark_stepped(step, 0)
 
@@ -182,6 +197,18 @@ class Observer:
         if self._open is not None and self._is_done(self._open):
             self.close_step()
 
+    def settle(self) -> None:
+        """Write down all that is known, closing the step unless it still gathers gradients."""
+        step = self._open
+        if not self.shards.active:
+            self.close_if_stepped()
+            self._handover.flush()
+            return
+        # Other processes may be asked for nothing: the step stays as open as it is with them.
+        self._handover.flush()
+        if step is not None and self._is_done(step):
+            self._handover.show(None if self.shards.pending else step.rows)
+
     def _is_done(self, step: Step) -> bool:
         return bool(step.stepped) or self._scaling.has_skipped(step.stepped)
 
@@ -193,7 +220,7 @@ class Observer:
             **self.counts,
             "optimizers": self.optimizers.settings,
             "loss_seen": self._pulses.loss_seen,
-            "unfinished_step": self._open is not None,
+            "unfinished_step": self._open is not None and not self._is_done(self._open),
             "seconds_in_hooks": spent,
             "seconds_watched": whole,
         }
@@ -212,6 +239,17 @@ class Observer:
             self._taps.detach()
             self._taps.time.release()
 
+    def is_awaited(self) -> bool:
+        """Whether other processes wait for this one at the next step that is recorded."""
+        self.shards.look()
+        return self.shards.active and not self._guard.is_disabled(STEPS)
+
+    def leave(self, on_end: Callable[[], None]) -> None:
+        """Record nothing more; at the end, which may be agreed with other processes, call back."""
+        self._handover.recorder = None
+        self._on_end = on_end
+        self.shards.leave()
+
     # Opening and closing.
 
     def _forward_begins(self, args: Any, kwargs: Any) -> None:
@@ -221,7 +259,7 @@ class Observer:
         if self._taps is not None:
             self._taps.forward_begins()
         if step.rows is not None and step.reader is None:
-            self._see_signal(step, "input", (args, kwargs))
+            self.shards.attempt(self._signals.see, step, "input", (args, kwargs))
 
     def _part_begins(self) -> None:
         self._begin().entered = True
@@ -239,17 +277,16 @@ class Observer:
         if self._open is None:
             number = self._next
             self._next += 1
-            rows = Rows() if is_recorded(number, self._config.every) else None
+            due = self.shards.due(number)
+            if self._guard.is_disabled(STEPS):
+                return Step(number, None)
+            rows = Rows() if due and (self._writes or self.shards.active) else None
             self._pulses.begin(number)
             self._scaling.step_opens(self._pulses.current())
             self._open = Step(number, rows)
             if rows is not None and self._taps is not None:
-                self._taps.arm(rows)
+                self.shards.attempt(self._taps.arm, rows)
         return self._open
-
-    def flush(self) -> None:
-        """Hand over all that has gathered."""
-        self._handover.flush()
 
     def close_step(self) -> None:
         """Everything that belongs to the open step is known: hand it over."""
@@ -258,11 +295,13 @@ class Observer:
             return
         self.counts["closed_steps"] += 1
         if step.rows is not None:
-            self._finish_record(step)
+            self.shards.attempt(self._finish_record, step)
+            self.shards.merge(step.rows)
         self._scaling.step_closes(self._pulses.current(), step.stepped)
         self._pulses.end()
-        self._handover.step_closed(step.rows)
-        if self.counts["closed_steps"] == _LOSS_EXPECTED_AFTER and not self._pulses.loss_seen:
+        self.shards.attempt(self._handover.step_closed, step.rows)
+        silent = self._writes and not self._pulses.loss_seen
+        if silent and self.counts["closed_steps"] == _LOSS_EXPECTED_AFTER:
             self._guard.say(
                 "loss",
                 "no loss was seen in the first 3 steps; add scope.log(loss=loss) to the loop, or "
@@ -282,9 +321,8 @@ class Observer:
     def _offer(self) -> None:
         """What is known now, in case that the loop pauses."""
         step = self._open
-        self._handover.offer(
-            step.rows if step else None, is_done=step is not None and self._is_done(step)
-        )
+        known = None if step is None or self.shards.pending else step.rows
+        self._handover.offer(known, is_done=step is not None and self._is_done(step))
 
     # The optimizer's step.
 
@@ -319,9 +357,13 @@ class Observer:
             return
         if step.reader is None:
             self._roster.resolve_parameters()
-            step.reader = ParameterReader(self._roster, step.rows, self._samples, self._guard)
-            step.reader.weights()
-        step.reader.read(parameters, [*self.optimizers.held(), *parameters], left)
+            step.reader = ParameterReader(
+                self._roster, step.rows, self._samples, self._guard, split_only=not self._writes
+            )
+            self.shards.begin(step.reader.parameters())
+            self.shards.attempt(step.reader.weights)
+        held = [*self.optimizers.held(), *parameters]
+        self.shards.attempt(step.reader.read, parameters, held, left)
         if self._taps is not None:
             # The gradients of further forwards (a line search's, say) are nobody's.
             self._taps.disarm()
@@ -329,12 +371,14 @@ class Observer:
 
     def _step_ends(self, optimizer: Optimizer) -> None:
         step = self._open
+        self.optimizers.ended(optimizer)
         parameters = self.optimizers.parameters_of(optimizer)
         if step is None or not parameters:
             return
-        if step.reader is not None:
+        if step.reader is not None and step.rows is not None:
             with torch.no_grad():
-                step.reader.updates(parameters)
+                self.shards.attempt(step.reader.updates, parameters)
+            self.shards.updated(step.rows, parameters)
         self._pulses.rate(optimizer.param_groups[0].get("lr", math.nan))
         self._mark_stepped(step, id(optimizer))
         if not step.entered and not self._watching_parts:
@@ -350,36 +394,6 @@ class Observer:
             self._taps.time.release()
         self.counts["optimizer_steps"] += 1
         self._offer()
-
-    # The pulse and the signals.
-
-    def _see_output_loss(self, kwargs: Any, output: Any) -> None:
-        loss = output_loss(output)
-        if loss is not None and self._open is not None:
-            # transformers' models divide by this, the words of all the step's micro-batches.
-            is_part = kwargs.get("num_items_in_batch") is not None
-            number = loss.detach().to(torch.float64, copy=True)
-            self._pulses.loss(number, "output", is_part=is_part)
-
-    def _see_criterion(self, args: Any, kwargs: Any, loss: Any) -> None:
-        step = self._open
-        if not (isinstance(loss, Tensor) and loss.requires_grad) or step is None:
-            return
-        self._pulses.loss(loss.detach().to(torch.float64, copy=True).mean(), "criterion")
-        for index, (name, keyword) in enumerate((("output", "input"), ("target", "target"))):
-            signal = args[index] if len(args) > index else kwargs.get(keyword)
-            if signal is not None:
-                self._see_signal(step, name, signal)
-
-    def _see_signal(self, step: Step, name: str, value: object) -> None:
-        if step.rows is None:
-            return
-        plain = isinstance(value, Tensor) and value.dim() > 0 and not value.is_floating_point()
-        tensor = value if plain else first_tensor(value)
-        if isinstance(tensor, Tensor):
-            with torch.no_grad():
-                row = self._roster.signal(name, tensor)
-                step.rows.add("signal", row, statistics.moments(tensor))
 
     def _note_coverage(self, step: Step) -> None:
         # Of a step that was skipped nothing was read: what was seen before still counts.

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gradscope.capture.guard import STEPS, Guard
+from gradscope.capture.names import owned_parameters
 from gradscope.capture.replaced import Former
 
 
@@ -23,6 +24,8 @@ class Optimizers:
         self._ours: WeakKeyDictionary[Optimizer, tuple[tuple[int, ...], bool]] = WeakKeyDictionary()
         self._known: WeakKeyDictionary[Optimizer, None] = WeakKeyDictionary()
         self._settings: dict[int, dict[str, Any]] = {}
+        # Whose step is going on: what steps within it does so on its behalf.
+        self._stepping = 0
 
     def expect(self, optimizer: Optimizer) -> None:
         """One that was named when watching began."""
@@ -34,6 +37,8 @@ class Optimizers:
         self._guard.run(STEPS, self._look_for_others, optimizer)
 
     def _look_for_others(self, optimizer: Optimizer) -> None:
+        if self._stepping:
+            return
         if optimizer not in self._known and self.parameters_of(optimizer):
             message = (
                 f"another {type(optimizer).__name__} trains this model, and was not given to "
@@ -48,7 +53,7 @@ class Optimizers:
         content = tuple(map(id, parameters))
         ours = self._ours.get(optimizer)
         if ours is None or ours[0] != content:
-            model = {id(parameter) for parameter in self._model.parameters()}
+            model = {id(parameter) for _, _, parameter in owned_parameters(self._model)}
             is_ours = not model.isdisjoint(content) or all(map(self._former.knows, parameters))
             ours = self._ours[optimizer] = (content, is_ours)
         return parameters if ours[1] else []
@@ -66,11 +71,17 @@ class Optimizers:
     def note(self, optimizer: Optimizer) -> None:
         """It steps: its settings as they are the first time are for the report."""
         self._known[optimizer] = None
+        self._stepping = self._stepping or id(optimizer)
         if id(optimizer) not in self._settings:
             self._settings[id(optimizer)] = {
                 "type": type(optimizer).__name__,
                 **{k: v for k, v in optimizer.param_groups[0].items() if _is_plain(v)},
             }
+
+    def ended(self, optimizer: Optimizer) -> None:
+        """Its step is over."""
+        if self._stepping == id(optimizer):
+            self._stepping = 0
 
     @property
     def settings(self) -> list[dict[str, Any]]:

@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
+from gradscope.capture.shards import known
+
 
 def first_tensor(value: object) -> Tensor | None:
     """The first floating, non-scalar tensor of a structured value."""
@@ -37,5 +39,5 @@ def output_loss(output: Any) -> Tensor | None:
     elif not isinstance(output, Tensor):
         loss = getattr(output, "loss", None)
     if isinstance(loss, Tensor) and loss.dim() == 0 and loss.requires_grad:
-        return loss
+        return known(loss)
     return None

@@ -11,6 +11,7 @@ from gradscope.capture.entities import Roster
 from gradscope.capture.guard import HISTOGRAMS, Guard
 from gradscope.capture.recorder import Rows
 from gradscope.capture.scaling import Deferred, beside, divided, unless, unscaled
+from gradscope.capture.shards import groups, is_laid_out_alike, local
 
 # Updates of larger tensors are measured on a sample: a copy of all would double the memory.
 # Histograms are counted on that copy.
@@ -30,8 +31,8 @@ def sampling(parameters: Iterable[Tensor]) -> str | None:
 
 
 def _entries(parameter: Tensor) -> int:
-    """The real numbers that it holds."""
-    return parameter.numel() * (2 if parameter.is_complex() else 1)
+    """The real numbers that it holds; of a parameter that is split, that this process holds."""
+    return local(parameter).numel() * (2 if parameter.is_complex() else 1)
 
 
 @dataclass(slots=True)
@@ -55,17 +56,29 @@ class ParameterReader:
     """
 
     def __init__(
-        self, roster: Roster, rows: Rows, samples: "CoordinateSamples", guard: Guard
+        self,
+        roster: Roster,
+        rows: Rows,
+        samples: "CoordinateSamples",
+        guard: Guard,
+        *,
+        split_only: bool = False,
     ) -> None:
         self._guard = guard
         self._rows = rows
         self._samples = samples
         self._roster = roster
         self._known = roster.parameters
+        if split_only:
+            self._known = {key: entry for key, entry in self._known.items() if groups(entry[1])}
         self._read: set[int] = set()
         self._missing: set[int] = set()
         self._updated: set[int] = set()
         self._pending: list[_Pending] = []
+
+    def parameters(self) -> Iterable[tuple[int, Tensor]]:
+        """The table rows of those that are read, and the parameters."""
+        return self._known.values()
 
     @property
     def gradients_read(self) -> int:
@@ -129,6 +142,13 @@ class ParameterReader:
         if gradient is None:
             self._missing.add(row)
             return
+        if not is_laid_out_alike(gradient, parameter):
+            message = (
+                "gradients that lie on other processes than their parameters, or that are still to "
+                "be summed over processes, are not recorded"
+            )
+            self._guard.say("parameters", message, aloud=False)
+            return
         moments = statistics.moments(gradient)
         if left.scale is not None:
             moments = unscaled(moments, left.scale)
@@ -177,7 +197,8 @@ class ParameterReader:
             products = statistics.update_products(entry.before, after, entry.gradient)
             if entry.skipped is not None:
                 products = products.masked_fill(beside(entry.skipped, products), torch.nan)
-            scale = statistics.plain(entry.parameter).numel() / entry.before.numel()
+            # Of a parameter that is split a process may hold nothing.
+            scale = statistics.plain(entry.parameter).numel() / max(entry.before.numel(), 1)
             self._rows.add("update", entry.row, products, scale)
         self._pending = still_pending
 

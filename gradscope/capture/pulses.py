@@ -10,6 +10,7 @@ from gradscope.analysis.words import listed
 from gradscope.capture.guard import SCALARS, Guard
 from gradscope.capture.recorder import Pulse
 from gradscope.capture.scaling import beside
+from gradscope.capture.shards import known
 from gradscope.log.scalars import MAX_USER_TAGS, is_users_own
 
 # Names that mean something of gradscope's own in the log.
@@ -31,6 +32,9 @@ _LOSS_SOURCES = ("output", "criterion", "log")
 
 # Pulses of unrecorded steps wait for the next record, but not more of them than this.
 _MAX_PENDING = 256
+
+# What would have to be gathered: at every step, for a number that training does not need.
+_SPREAD = "{name} is spread over processes, and is not recorded"
 
 # Of many names, so many are said.
 _NAMED = 10
@@ -125,10 +129,15 @@ class Pulses:
 
     def clip(self, norm: Tensor, max_norm: float, scale: Tensor | None) -> None:
         """Gradients were clipped: the norm that torch found, as it was before their scaling."""
+        if (found := known(norm.detach())) is None:
+            self._guard.say(
+                "clipping", _SPREAD.format(name="the norm before clipping"), aloud=False
+            )
+            return
         # As torch has it, in the norm's dtype; nothing that is not finite can be clipped.
-        factor = float(max_norm) / (norm.detach().reshape(()) + 1e-6)
-        clipped = (factor < 1) & torch.isfinite(norm)
-        before = norm.detach().reshape(()).to(torch.float64, copy=True)
+        factor = float(max_norm) / (found.reshape(()) + 1e-6)
+        clipped = (factor < 1) & torch.isfinite(found)
+        before = found.reshape(()).to(torch.float64, copy=True)
         if scale is not None:
             before /= beside(scale, before)
         pulse = self.current()
@@ -160,7 +169,10 @@ class Pulses:
         """A number, on the device if it is there; None with a note if it is none."""
         if isinstance(value, Tensor):
             if value.numel() == 1 and not value.is_complex():
-                return value.detach().reshape(()).to(torch.float64, copy=True)
+                if (here := known(value.detach())) is not None:
+                    return here.reshape(()).to(torch.float64, copy=True)
+                self._guard.say(SCALARS, _SPREAD.format(name=name), aloud=False)
+                return None
             message = f"log({name}=...) got a tensor of shape {tuple(value.shape)}; it is dropped"
         else:
             try:

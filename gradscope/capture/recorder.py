@@ -141,7 +141,7 @@ class _Transfer:
         for tensor in self._tensors():
             by_device.setdefault(tensor.device, []).append(tensor.reshape(-1))
         self._sent = {
-            device: _send(device, torch.cat(tensors)) for device, tensors in by_device.items()
+            device: to_host(device, torch.cat(tensors)) for device, tensors in by_device.items()
         }
 
     def _tensors(self) -> list[Tensor]:
@@ -180,7 +180,8 @@ class _Transfer:
         return rows, pulses
 
 
-def _send(device: torch.device, numbers: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
+def to_host(device: torch.device, numbers: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
+    """A copy in host memory, and what to wait for before it is read; None: nothing."""
     if device.type != "cuda":
         return numbers, None
     host = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True, device="cpu")

@@ -23,8 +23,15 @@ from gradscope.capture.arguments import (
     refuse,
 )
 from gradscope.capture.attachment import attach, is_compiled, is_scripted
+from gradscope.capture.bystander import Bystander
 from gradscope.capture.config import CaptureConfig, patterns
 from gradscope.capture.display import Display
+from gradscope.capture.distributed import (
+    check_sharding,
+    described_processes,
+    limits,
+    processes,
+)
 from gradscope.capture.folders import changed_settings, run_folder
 from gradscope.capture.guard import (
     LOG,
@@ -37,6 +44,7 @@ from gradscope.capture.guard import (
 )
 from gradscope.capture.hooks import Hooks, owners
 from gradscope.capture.meta import described
+from gradscope.capture.names import unwrapped
 from gradscope.capture.observer import Observer
 from gradscope.capture.recorder import Recorder
 from gradscope.errors import ConfigTypeError, LogError, UsageError
@@ -92,6 +100,9 @@ def watch(
         yours; the same names and shapes keep their place, new ones are added.
     budget, on_finding: not available yet; refused by name.
 
+    Where several processes train, call it on each of them; rank 0 writes. Where they split the
+    parameters, what is recorded of these is of the whole.
+
     Raises ConfigError or ConfigTypeError for arguments that can't work, also for a run to be
     resumed that is not this model's; LogError for a folder that can't be written or read, or a
     run to be resumed that another process writes to. Inside the training loop nothing is raised.
@@ -99,6 +110,7 @@ def watch(
     refuse(every=every, budget=budget, on_finding=on_finding)
     check_resume(resume=resume, log_dir=log_dir)
     check_model(model)
+    check_sharding(model)
     optimizers = checked_optimizers(model, optimizer)
     check_criterion(criterion)
     grad_scaler = checked_scaler(scaler)
@@ -109,7 +121,11 @@ def watch(
         exclude=patterns("exclude", exclude),
         loss_is_progress=loss_is_progress,
     )
-    earlier = [owner for owner in owners(model) if isinstance(owner, Scope)]
+    earlier = [
+        owner
+        for owner in owners(unwrapped(model))
+        if isinstance(owner, Scope) and not owner.is_closed
+    ]
     if resume:
         # Theirs may be the run that goes on.
         _close(earlier)
@@ -144,24 +160,32 @@ class Scope:
         self._guard = Guard(self._write_problem)
         self._named_optimizers = optimizers is not None
         scripted = is_scripted(model)
-        outputs = config.level == "full" and not scripted
-        # Of torch.compile(model), the model: its names are the user's.
-        core = getattr(model, "_orig_mod", model)
-        self._observer = Observer(core, config, self._guard, scaler, outputs=outputs)
+        # Of torch.compile(model) and DDP(model), the model: its names are the user's.
+        core = unwrapped(model)
+        known = processes()
+        self._writes = known is None or known.writes
+        outputs = config.level == "full" and not scripted and self._writes
+        self._observer = Observer(
+            core, config, self._guard, scaler, outputs=outputs, writes=self._writes
+        )
         self._meta = described(core, config, criterion)
-        folder = run_folder(self, log_dir, resume=resume)
+        if known is not None:
+            self._meta["distributed"] = described_processes(core, known)
+        folder = run_folder(self, log_dir, resume=resume, writes=self._writes)
         self.log_dir, self._temporary = folder.path, folder.temporary
         self._first_step = 0
         if folder.earlier is not None:
             self._observer.take_up(folder.earlier)
             self._first_step = folder.earlier.step
-        self._recorder = Recorder(
-            RunWriter(self.log_dir, self._meta, folder.earlier),
-            weakref.WeakMethod(self._log_failed),
-        )
-        self._observer.record_to(self._recorder)
+        self._recorder: Recorder = Bystander()
+        if self._writes:
+            self._recorder = Recorder(
+                RunWriter(self.log_dir, self._meta, folder.earlier),
+                weakref.WeakMethod(self._log_failed),
+            )
+            self._observer.record_to(self._recorder)
         self._display = Display(self.report, self._recorder, self._guard)
-        if not self._temporary:
+        if self._writes and not self._temporary:
             self._observer.on_record = self._display.recorded
         self._hooks = Hooks(self)
         attach(self._hooks, self._observer, core, optimizers, criterion)
@@ -174,6 +198,8 @@ class Scope:
         if folder.earlier is not None:
             for message in changed_settings(folder.earlier, self._meta):
                 self._guard.say("resume", message, aloud=False)
+        if known is not None:
+            self._guard.say("processes", limits(known), aloud=False)
         # For a Scope that is dropped without being closed.
         self._finalizer = weakref.finalize(self, self._recorder.abandon)
         self._finalizer.atexit = False
@@ -274,21 +300,24 @@ class Scope:
             self._recorder.call(lambda writer: writer.show(0, [margin_layout()]))
 
     def run(self) -> Run:
-        """The run so far, read back from its log; also after `close()`."""
+        """The run so far, read back from its log; also after `close()`.
+
+        Of several processes rank 0 has it; elsewhere it is empty and says so.
+        """
         if not self._closed:
             self._settle()
             self._recorder.flush()
-        try:
-            run = load(self.log_dir)
-        except LogError as error:
-            self._guard.say(LOG, f"the log can't be read back: {error}")
-            run = empty_run(self._meta)
+        run = empty_run(self._meta)
+        if self._writes:
+            try:
+                run = load(self.log_dir)
+            except LogError as error:
+                self._guard.say(LOG, f"the log can't be read back: {error}")
         return _with_problems(run, self._guard.problems, self._observer.coverage())
 
     def _settle(self) -> None:
         """Hand over everything that is known."""
-        self._guard.run(STEPS, self._observer.close_if_stepped)
-        self._guard.run(STEPS, self._observer.flush)
+        self._guard.run(STEPS, self._observer.settle)
         self._guard.run(LOG, self._observer.write_coverage)
 
     def report(self) -> "Report":
@@ -298,19 +327,30 @@ class Scope:
         return analyze(self.run())
 
     def close(self) -> None:
-        """Remove all hooks and finish the log. Closing twice is harmless."""
+        """Remove all hooks and finish the log. Closing twice is harmless.
+
+        Where parameters are split over processes, hooks that record nothing stay until the next
+        step that would have been recorded: there the processes agree that it is over.
+        """
         if self._closed:
             return
-        self._hooks.remove()
+        if not self._observer.is_awaited():
+            self._hooks.remove()
         self._observer.stop()
         self._observer.on_record = lambda _: None
         self._settle()
-        if not self._temporary:
+        if self._writes and not self._temporary:
             self._display.refresh()
         self._closed = True
+        self._observer.leave(self._hooks.remove)
         self._recorder.close()
         self._finalizer.detach()
         atexit.unregister(self._at_exit)
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether nothing is recorded any more."""
+        return self._closed
 
     def __enter__(self) -> Self:
         return self

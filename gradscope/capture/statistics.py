@@ -9,6 +9,8 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from gradscope.capture.shards import local
+
 # The moments of a tensor, in this order. Non-finite entries are counted, and left out of the
 # rest; `min` and `max` of no finite entry are +inf and -inf.
 MOMENTS = ("count", "sum", "sumsq", "min", "max", "zeros", "nonfinite")
@@ -26,8 +28,11 @@ _F64 = torch.float64
 
 
 def plain(tensor: Tensor) -> Tensor:
-    """The tensor as a flat real one: detached; of a complex one the real and imaginary parts."""
-    tensor = tensor.detach()
+    """The tensor as a flat real one: detached; of a complex one the real and imaginary parts.
+
+    Of a tensor that is split over processes the part that this one holds.
+    """
+    tensor = local(tensor.detach())
     if tensor.is_complex():
         tensor = torch.view_as_real(tensor)
     if tensor.is_floating_point() and tensor.element_size() == 1:
@@ -225,12 +230,12 @@ def _device_occurrences(parts: Sequence[Tensor], kinds: int) -> Tensor:
 
 def count_outside(tensor: Tensor, low: float, high: float) -> Tensor:
     """How many entries are ≤ low or ≥ high: a float64 scalar."""
-    tensor = tensor.detach()
+    tensor = local(tensor.detach())
     return ((tensor <= low) | (tensor >= high)).sum().to(_F64)
 
 
 def active_units(output: Tensor, unit_dim: int) -> Tensor:
     """Which units have a non-zero entry: bool of shape (units,)."""
-    output = output.detach()
+    output = local(output.detach())
     others = [dim for dim in range(output.dim()) if dim != unit_dim % output.dim()]
     return torch.count_nonzero(output, dim=others) > 0

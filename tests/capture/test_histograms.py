@@ -352,13 +352,13 @@ def test_one_copy_per_recorded_step(
     scope_of_mlp: tuple[trainings.Training, Scope], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sent: list[torch.device] = []
-    send = recorder._send
+    send = recorder.to_host
 
     def counting(device: torch.device, numbers: Tensor) -> Any:
         sent.append(device)
         return send(device, numbers)
 
-    monkeypatch.setattr(recorder, "_send", counting)
+    monkeypatch.setattr(recorder, "to_host", counting)
     # An offer that comes due would be a copy of its own.
     monkeypatch.setattr(recorder, "PATIENCE", 1000.0)
     training, scope = scope_of_mlp
