@@ -41,23 +41,20 @@ class Handover:
             self._pulses.pending = []
             self._flushed_at = time.monotonic()
 
-    def offer(self, rows: Rows | None, *, is_done: bool) -> None:
-        """What is known now of the open step if it is done, in case that the loop pauses."""
+    def offer(self, rows: Rows | None, *, is_done: bool, at_once: bool = False) -> None:
+        """What is known now of the open step if it is done, in case that the loop pauses.
+
+        at_once: it is written now, and again when the step closes.
+        """
         if self.recorder is None:
             return
+        write = self.recorder.submit if at_once else self.recorder.offer
         if is_done:
             self._write_new_entities(self.recorder)
             copied = rows.copy() if rows is not None else None
-            self.recorder.offer(self._packet(copied, self._pulses.known()))
+            write(self._packet(copied, self._pulses.known()))
         elif self._pulses.pending:
-            self.recorder.offer(self._packet(None, self._pulses.pending))
-
-    def show(self, rows: Rows | None) -> None:
-        """Write down now what is known of the open step; it is written again when it closes."""
-        if self.recorder is not None and (pulses := self._pulses.known()):
-            self._write_new_entities(self.recorder)
-            copied = rows.copy() if rows is not None else None
-            self.recorder.submit(self._packet(copied, pulses))
+            write(self._packet(None, self._pulses.pending))
 
     def coverage(self, coverage: Mapping[str, Any]) -> None:
         """Write down what was seen so far."""

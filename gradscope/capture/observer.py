@@ -199,15 +199,13 @@ class Observer:
 
     def settle(self) -> None:
         """Write down all that is known, closing the step unless it still gathers gradients."""
-        step = self._open
-        if not self.shards.active:
+        if self.shards.active:
+            # Other processes are asked for nothing: the step stays as open as it is with them.
+            self.shards.attempt(self._handover.flush)
+            self._offer(at_once=True)
+        else:
             self.close_if_stepped()
             self._handover.flush()
-            return
-        # Other processes may be asked for nothing: the step stays as open as it is with them.
-        self._handover.flush()
-        if step is not None and self._is_done(step):
-            self._handover.show(None if self.shards.pending else step.rows)
 
     def _is_done(self, step: Step) -> bool:
         return bool(step.stepped) or self._scaling.has_skipped(step.stepped)
@@ -318,11 +316,12 @@ class Observer:
         self.counts["recorded_steps"] += 1
         self._note_coverage(step)
 
-    def _offer(self) -> None:
+    def _offer(self, *, at_once: bool = False) -> None:
         """What is known now, in case that the loop pauses."""
         step = self._open
         known = None if step is None or self.shards.pending else step.rows
-        self._handover.offer(known, is_done=step is not None and self._is_done(step))
+        is_done = step is not None and self._is_done(step)
+        self.shards.attempt(self._handover.offer, known, is_done=is_done, at_once=at_once)
 
     # The optimizer's step.
 
