@@ -23,16 +23,13 @@ from gradscope.capture.modules import ModuleTaps
 from gradscope.capture.names import owned_parameters
 from gradscope.capture.optimizers import Optimizers, with_closure
 from gradscope.capture.parameters import CoordinateSamples, ParameterReader
-from gradscope.capture.pulses import Pulses
+from gradscope.capture.pulses import LOSS_EXPECTED_AFTER, Pulses
 from gradscope.capture.recorder import Recorder, Rows
 from gradscope.capture.scaling import Deferred, LossScaling
 from gradscope.capture.selection import Selection
 from gradscope.capture.signals import Signals
 from gradscope.capture.step import Step
 from gradscope.log.writer import Continuation
-
-# By then every loop has logged its loss once.
-_LOSS_EXPECTED_AFTER = 3
 
 
 class Observer:
@@ -298,13 +295,8 @@ class Observer:
         self._scaling.step_closes(self._pulses.current(), step.stepped)
         self._pulses.end()
         self.shards.attempt(self._handover.step_closed, step.rows)
-        silent = self._writes and not self._pulses.loss_seen
-        if silent and self.counts["closed_steps"] == _LOSS_EXPECTED_AFTER:
-            self._guard.say(
-                "loss",
-                "no loss was seen in the first 3 steps; add scope.log(loss=loss) to the loop, or "
-                "give watch(criterion=...) the loss module: without it harm can't be judged",
-            )
+        if self._writes and self.counts["closed_steps"] == LOSS_EXPECTED_AFTER:
+            self._pulses.expect_loss()
         if step.rows is not None:
             self.on_record(self.counts["recorded_steps"])
 

@@ -27,6 +27,9 @@ _RESERVED = frozenset(
     }
 )
 
+# By then every loop has logged its loss once: so many steps.
+LOSS_EXPECTED_AFTER = 3
+
 # Where a loss was seen; a later one of these outranks an earlier.
 _LOSS_SOURCES = ("output", "criterion", "log")
 
@@ -65,6 +68,16 @@ class Pulses:
         if self._open is not None:
             self.pending.append(self._open)
         self._closed, self._open = self._open, None
+
+    def expect_loss(self) -> None:
+        """Say what to do if none has been seen."""
+        if not self.loss_seen:
+            self._guard.say(
+                "loss",
+                f"no loss was seen in the first {LOSS_EXPECTED_AFTER} steps; add "
+                "scope.log(loss=loss) to the loop, or give watch(criterion=...) the loss module: "
+                "without it harm can't be judged",
+            )
 
     @property
     def is_full(self) -> bool:

@@ -26,22 +26,9 @@ from gradscope.capture.attachment import attach, is_compiled, is_scripted
 from gradscope.capture.bystander import Bystander
 from gradscope.capture.config import CaptureConfig, patterns
 from gradscope.capture.display import Display
-from gradscope.capture.distributed import (
-    check_sharding,
-    described_processes,
-    limits,
-    processes,
-)
+from gradscope.capture.distributed import check_sharding, described_processes, limits, processes
 from gradscope.capture.folders import changed_settings, run_folder
-from gradscope.capture.guard import (
-    LOG,
-    OUTPUTS,
-    SCALARS,
-    STEPS,
-    Guard,
-    Problem,
-    warn,
-)
+from gradscope.capture.guard import LOG, OUTPUTS, SCALARS, STEPS, Guard, Problem, warn
 from gradscope.capture.hooks import Hooks, owners
 from gradscope.capture.meta import described
 from gradscope.capture.names import unwrapped
