@@ -1,8 +1,11 @@
 """From where gradscope's code is called: inside a backward, a function transform, a GradScaler."""
 
 import sys
+from collections.abc import Iterable
 
 import torch
+from torch import Tensor, nn
+from torch._C import _TorchDispatchModeKey as ModeKey
 
 # optimizer.step() ← its wrappers ← GradScaler.step(): that near, or not at all.
 _FRAMES = 12
@@ -17,10 +20,49 @@ def is_set_apart() -> bool:
     """
     if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:  # noqa: SLF001
         return True
-    # Neither question has a public name in torch.
+    # None of these questions has a public name in torch.
+    get_mode = torch._C._get_dispatch_mode  # noqa: SLF001
+    if get_mode(ModeKey.FAKE) is not None or get_mode(ModeKey.PROXY) is not None:
+        return True
     replays: bool = torch._C._current_graph_task_id() != -1  # noqa: SLF001
     transforms: bool = torch._C._functorch.maybe_current_level() is not None  # noqa: SLF001
     return replays or transforms
+
+
+def is_replica(module: nn.Module) -> bool:
+    """Whether `nn.DataParallel` made it, for one forward in a thread of its own."""
+    return "_is_replica" in vars(module)
+
+
+def replayed_node() -> int | None:
+    """The sequence number of the custom function that repeats a forward in its backward, if any.
+
+    A re-entrant checkpoint is one. Torch numbers nodes in the order in which they were made, in
+    each thread.
+    """
+    node = torch._C._current_autograd_node()  # noqa: SLF001
+    # What a checkpoint of the other kind repeats is asked for by nodes of torch's own.
+    is_custom = isinstance(node, torch.autograd.function.BackwardCFunction)
+    return int(node._sequence_nr()) if is_custom else None  # noqa: SLF001
+
+
+def last_node() -> int:
+    """The sequence number of the node that was made last in this thread."""
+    return int(torch._C._autograd._get_sequence_nr()) - 1  # noqa: SLF001
+
+
+def adds_to_gradients(parameters: Iterable[Tensor]) -> bool:
+    """Whether the backward that runs adds to `.grad` of any of these; `autograd.grad` doesn't."""
+    for parameter in parameters:
+        if parameter.requires_grad:
+            node = torch.autograd.graph.get_gradient_edge(parameter).node
+            try:
+                if torch._C._will_engine_execute_node(node):  # noqa: SLF001
+                    return True
+            except RuntimeError:
+                # Torch's answer where autograd.grad was asked for this very one.
+                return False
+    return False
 
 
 def called_by_grad_scaler() -> bool:

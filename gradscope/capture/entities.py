@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import get_args
 
@@ -37,12 +37,13 @@ _POOLS = (
     nn.modules.pooling._AdaptiveAvgPoolNd,  # noqa: SLF001
     nn.modules.pooling._AdaptiveMaxPoolNd,  # noqa: SLF001
 )
+_EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 _GROUPS: tuple[tuple[str, tuple[type[nn.Module], ...]], ...] = (
     ("convolution", _CONVOLUTIONS),
     ("norm", _NORMS),
     ("pooling", _POOLS),
     ("linear", (nn.Linear, nn.Bilinear)),
-    ("embedding", (nn.Embedding, nn.EmbeddingBag)),
+    ("embedding", _EMBEDDINGS),
     ("recurrent", (nn.RNNBase, nn.RNNCellBase)),
     ("attention", (nn.MultiheadAttention,)),
     ("dropout", (nn.modules.dropout._DropoutNd,)),  # noqa: SLF001
@@ -148,6 +149,8 @@ class Roster:
         self._started: dict[str, int] = {}
         # Of the parameters as they were last resolved, by identity.
         self.parameters: dict[int, tuple[int, Tensor]] = {}
+        # Rows of those that are an embedding's.
+        self.embeddings: set[int] = set()
         self.former = Former()
         self._present()
 
@@ -232,7 +235,13 @@ class Roster:
 
     def module_name(self, row: int) -> str:
         """The name of the module use in this row."""
-        return list(self._rows["modules"])[row]
+        return self.module_names({row})[row]
+
+    def module_names(self, rows: Collection[int]) -> dict[int, str]:
+        """The names of the module uses in these rows, in their order."""
+        if not rows:
+            return {}
+        return {row: name for row, name in enumerate(self._rows["modules"]) if row in rows}
 
     def watched_parameters(self) -> Iterator[Tensor]:
         """The parameters as they are now."""
@@ -273,6 +282,7 @@ class Roster:
             entity = replace(_parameter(name, owner, parameter), depth=len(rows))
             self._add("parameters", entity)
         self.parameters = {id(p): (rows[name], p) for name, _, p in found}
+        self.embeddings = {rows[name] for name, owner, _ in found if isinstance(owner, _EMBEDDINGS)}
 
     def _present(self) -> list[tuple[str, nn.Module, Tensor]]:
         """The model's parameters as they are now, with their names and owners."""

@@ -53,6 +53,12 @@ class ModuleHook:
         if self._target is not None:
             self._target(*args)
 
+    @property
+    def __name__(self) -> str:
+        """What torch.jit.script asks for first; a hook that takes anything can't be scripted."""
+        message = "torch.jit.script of a watched model: call gradscope's Scope.close() before"
+        raise AttributeError(message)
+
     def release(self) -> None:
         """Do nothing from now on: torch still calls a hook that is removed while others run."""
         self._target = self._inlet = None
@@ -74,6 +80,10 @@ class Hooks:
         self._owner = owner
         self._handles: list[Handle] = []
         self._hooks: list[ModuleHook] = []
+
+    def on_gradient(self, leaf: Tensor, target: Callable[[Tensor], None]) -> None:
+        """The same for a leaf, which outlives its graph."""
+        self._handles.append(leaf.register_hook(target))
 
     def before_forward(
         self,

@@ -6,14 +6,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gradscope.capture import compiled, statistics
+from gradscope.capture import blindspots, compiled, statistics
+from gradscope.capture.arrivals import Arrivals
 from gradscope.capture.compiled import AwaitedGradients, Inlet, Place
 from gradscope.capture.config import CaptureConfig
-from gradscope.capture.context import is_set_apart
+from gradscope.capture.context import is_set_apart, last_node, replayed_node
 from gradscope.capture.entities import Roster, watched_modules
 from gradscope.capture.guard import OUTPUTS, Guard
-from gradscope.capture.hooks import Hooks, on_gradient
-from gradscope.capture.outputs import first_tensor
+from gradscope.capture.hooks import Hooks
+from gradscope.capture.outputs import first_tensor, why_unmeasured
 from gradscope.capture.recorder import Rows
 from gradscope.capture.recurrent import TimeGradients
 from gradscope.capture.scaling import LossScaling
@@ -32,7 +33,6 @@ class ModuleTaps:
         self, roster: Roster, config: CaptureConfig, guard: Guard, scaling: LossScaling
     ) -> None:
         self._roster = roster
-        self._scaling = scaling
         self._config = config
         self._guard = guard
         self._hooks = Hooks(self)
@@ -57,18 +57,21 @@ class ModuleTaps:
         # Of the step being recorded, for the coverage: table rows.
         self._ran_modules: set[nn.Module] = set()
         # What ran without gradients in a forward that began with them: measured, and kept
-        # aside until a replay shows that a checkpoint did it, and not a no_grad block.
-        self._aside: dict[nn.Module, tuple[int, Rows]] = {}
+        # aside until a replay shows that a checkpoint did it, and not a no_grad block. With the
+        # number of the node that was made last: in a checkpoint, its own.
+        self._aside: dict[tuple[nn.Module, int], list[tuple[int, Rows]]] = {}
         self._in_forward = False
         self._ran: set[int] = set()
-        self._expected: set[int] = set()
-        self._seen: set[int] = set()
+        self._unmeasured: dict[nn.Module, str] = {}
+        self._unregistered: dict[str, str] | None = None
+        self._arrivals = Arrivals(roster, guard, scaling, self._sequences)
 
     def arm(self, rows: Rows) -> None:
         """Hook the modules: what they return goes to `rows`."""
         self._rows = rows
-        self._ran, self._expected, self._seen = set(), set(), set()
-        self._ran_modules, self._aside = set(), {}
+        self._arrivals.begin(rows)
+        self._ran, self._ran_modules = set(), set()
+        self._aside, self._unmeasured = {}, {}
         self._awaited = AwaitedGradients()
         self._listening = True
         self._hook_modules()
@@ -82,7 +85,10 @@ class ModuleTaps:
 
     def _hook_modules(self) -> None:
         # Modules may have been replaced or added since the last time.
-        self._names = watched_modules(self._roster.model, self._config)
+        names = watched_modules(self._roster.model, self._config)
+        if names.keys() != self._names.keys() or self._unregistered is None:
+            self._unregistered = blindspots.unregistered(self._roster.model)
+        self._names = names
         self._inlets = {module: self._inlet(module) for module in self._names}
         for module in self._names:
             if module not in self._hooked:
@@ -139,10 +145,15 @@ class ModuleTaps:
             self.detach()
 
     def detach(self) -> None:
-        """Remove the hooks."""
+        """Remove the hooks on modules."""
         self._starts.remove()
         self._hooks.remove()
         self._hooked = set()
+
+    def stop(self) -> None:
+        """Remove every hook; what was gathered can still be finished."""
+        self.detach()
+        self._arrivals.detach()
 
     def finish(self) -> None:
         """The step was read: what still arrives belongs to no step."""
@@ -153,6 +164,7 @@ class ModuleTaps:
             self._leave_out_uncertain(self._rows)
             self.reach_compiled()
             self._units.count_dead(self._rows, self._ran)
+        self._arrivals.end()
         self._rows, self._awaited = None, AwaitedGradients()
 
     def _leave_out_uncertain(self, rows: Rows) -> None:
@@ -169,7 +181,7 @@ class ModuleTaps:
                 for entry in rows.entries
                 if entry[0] != "output_gradient" or entry[1] not in uncertain
             ]
-            self._seen -= uncertain
+            self._arrivals.seen -= uncertain
 
     def reach_compiled(self) -> None:
         """Modules that did not run may have done so in a graph from before they had hooks."""
@@ -183,22 +195,35 @@ class ModuleTaps:
     def release(self) -> None:
         """Let go of the step that is recorded."""
         self.disarm()
+        self._arrivals.end()
         self.time.finish()
         self._sequences.complete(None)
         self._rows, self._aside, self._awaited = None, {}, AwaitedGradients()
 
     def coverage(self) -> dict[str, object]:
         """Of the recorded step: modules and gradients that were expected, and those seen."""
-        ran = [name for module, name in self._names.items() if module in self._ran_modules]
-        silent = self._expected - self._seen
+        never = [name for module, name in self._names.items() if module not in self._ran_modules]
+        expected, seen = self._arrivals.expected, self._arrivals.seen
+        silent = self._roster.module_names(expected - seen)
+        late = self._arrivals.reasons(silent)
         return {
             "expected": len(self._names),
-            "seen": len(ran),
-            "never_ran": [name for name in self._names.values() if name not in set(ran)],
-            "output_gradients_expected": len(self._expected),
-            "output_gradients_seen": len(self._seen),
-            "output_gradients_unseen": [self._roster.module_name(row) for row in sorted(silent)],
+            "seen": len(self._names) - len(never),
+            "never_ran": never,
+            "output_gradients_expected": len(expected),
+            "output_gradients_seen": len(seen),
+            "output_gradients_unseen": list(silent.values()),
+            "reasons": {
+                **(self._unregistered or {}),
+                **{self._names[module]: why for module, why in self._unmeasured.items()},
+                **dict.fromkeys(self._set_aside().values(), blindspots.WITHOUT_GRADIENTS),
+                **{name: late[row] for row, name in silent.items()},
+            },
         }
+
+    def _set_aside(self) -> dict[int, str]:
+        rows = {row for entries in self._aside.values() for row, _ in entries}
+        return self._roster.module_names(rows - self._ran)
 
     def _before(self, module: nn.Module, args: object, kwargs: object) -> None:
         del args, kwargs
@@ -249,19 +274,17 @@ class ModuleTaps:
         self._uses[self._names[module]] = use + 1
         self._ran_modules.add(module)
         if output is None:
+            self._unmeasured[module] = why_unmeasured(value)
             return
         row = self._row(module, use, output)
         if torch.is_grad_enabled():
             self._see_use(rows, row, module, output, place)
             if row is not None and inputs is not None:
                 self.time.ends(row, module, inputs, value)
-        elif use == 0 and row is not None:
+        elif row is not None:
             aside = Rows()
             self._measure(aside, row, module, output)
-            self._aside[module] = (row, aside)
-        else:
-            # Which use a replay will repeat can't be told.
-            self._aside.pop(module, None)
+            self._aside.setdefault((module, last_node()), []).append((row, aside))
 
     def _row(self, module: nn.Module, use: int, output: Tensor) -> int | None:
         """The row of this use, if it has one to itself."""
@@ -298,10 +321,14 @@ class ModuleTaps:
 
     def _see_replay(self, rows: Rows, module: nn.Module, output: Tensor) -> None:
         """A re-entrant checkpoint repeats what ran without gradients: now they will come."""
-        row, aside = self._aside.pop(module, (None, None))
-        if row is not None and aside is not None:
-            rows.entries += aside.entries
-            self._await_gradient(rows, row, output, None)
+        node = replayed_node()
+        waiting = None if node is None else self._aside.get((module, node))
+        if waiting:
+            # The one that ran first is repeated first.
+            row, aside = waiting.pop(0)
+            if torch.is_grad_enabled():
+                rows.entries += aside.entries
+                self._await_gradient(rows, row, output, None)
 
     def _await_gradient(
         self,
@@ -311,17 +338,16 @@ class ModuleTaps:
         use: Use | None,
         place: Place | None = None,
     ) -> None:
-        # A leaf lives longer than the step, and so would its hook.
-        awaited = place is not None or (output.requires_grad and not output.is_leaf)
         if row is not None:
             self._ran.add(row)
-            if awaited:
-                self._expected.add(row)
-        tap = _GradientTap(self, rows, row, use, self._guard)
-        if place is not None:
+        if place is None and not output.requires_grad:
+            return
+        self._arrivals.expect(row)
+        tap = self._arrivals.tap(rows, row, use)
+        if place is None:
+            self._arrivals.follow(output, tap)
+        else:
             self._awaited.expect(place, tap)
-        elif awaited:
-            on_gradient(output, tap)
 
     @torch.no_grad()
     def _measure(self, rows: Rows, row: int | None, module: nn.Module, output: Tensor) -> Tensor:
@@ -330,49 +356,6 @@ class ModuleTaps:
         if row is None:
             return moments
         rows.add("output", row, moments)
-        self._units.measure(rows, row, module, output)
+        if not output.is_sparse:
+            self._units.measure(rows, row, module, output)
         return moments
-
-    def gradient_arrived(
-        self, rows: Rows, row: int | None, use: Use | None, gradient: Tensor
-    ) -> None:
-        """The gradient of one output; ignored when its step is over."""
-        if rows is not self._rows:
-            return
-        roles = list(self._sequences.arriving(use, row, rows))
-        if row is not None:
-            self._seen.add(row)
-        if roles:
-            with torch.no_grad():
-                moments = self._scaling.unscaled(statistics.moments(gradient))
-            for what, entity in roles:
-                rows.add(what, entity, moments)
-
-
-class _GradientTap:
-    """A tensor hook: knows the row and the use, never the output."""
-
-    __slots__ = ("_arrived", "_guard", "_rows", "_taps", "_use", "row")
-
-    def __init__(
-        self, taps: ModuleTaps, rows: Rows, row: int | None, use: Use | None, guard: Guard
-    ) -> None:
-        self._taps, self._rows, self.row, self._use = taps, rows, row, use
-        self._guard = guard
-        self._arrived = False
-
-    def __call__(self, gradient: Tensor) -> None:
-        if self._arrived:
-            self._guard.say(
-                OUTPUTS,
-                "several backwards went through one graph: what arrives at an output in each of "
-                "them counts by itself, and is not added up",
-                aloud=False,
-            )
-        self._arrived = True
-        self._guard.run(
-            OUTPUTS, self._taps.gradient_arrived, self._rows, self.row, self._use, gradient
-        )
-
-
-compiled.run_as_it_is(_GradientTap.__call__)

@@ -13,10 +13,10 @@ from torch.optim import Optimizer
 from gradscope.capture import coverage
 from gradscope.capture.cadence import Cadence
 from gradscope.capture.config import CaptureConfig
-from gradscope.capture.context import is_set_apart
+from gradscope.capture.context import is_replica, is_set_apart
 from gradscope.capture.distributed import Presence, processes
 from gradscope.capture.entities import Roster
-from gradscope.capture.guard import SCALARS, STEPS, Guard
+from gradscope.capture.guard import OUTPUTS, SCALARS, STEPS, Guard
 from gradscope.capture.handover import Handover
 from gradscope.capture.merge import ShardMerge
 from gradscope.capture.modules import ModuleTaps
@@ -105,10 +105,13 @@ class Observer:
 
     def before_forward(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         """The model's forward begins."""
-        del module
         if self.shards.over:
             self._on_end()
         if is_set_apart():
+            return
+        if is_replica(module):
+            message = "the model runs as replicas of itself: its outputs are not recorded"
+            self._guard.say(OUTPUTS, message, aloud=False)
             return
         if torch.is_grad_enabled():
             self._guard.run(STEPS, self._forward_begins, args, kwargs)
@@ -117,14 +120,14 @@ class Observer:
 
     def before_part(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         """A part of a model whose own forward is not called begins its forward."""
-        del module, args, kwargs
-        if torch.is_grad_enabled() and not is_set_apart():
+        del args, kwargs
+        if torch.is_grad_enabled() and not is_set_apart() and not is_replica(module):
             self._guard.run(STEPS, self._part_begins)
 
     def after_forward(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         """The model's forward ends."""
-        del module, args
-        if torch.is_grad_enabled() and not is_set_apart():
+        del args
+        if torch.is_grad_enabled() and not is_set_apart() and not is_replica(module):
             if self._taps is not None:
                 self._taps.forward_ends()
             if self._open is not None:
@@ -231,7 +234,7 @@ class Observer:
     def stop(self) -> None:
         """Take the module hooks away."""
         if self._taps is not None:
-            self._taps.detach()
+            self._taps.stop()
             self._taps.time.release()
 
     def is_awaited(self) -> bool:

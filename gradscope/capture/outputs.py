@@ -10,11 +10,33 @@ from gradscope.capture.shards import known
 
 
 def first_tensor(value: object) -> Tensor | None:
-    """The first floating, non-scalar tensor of a structured value."""
+    """The first floating, non-scalar tensor of a structured value that can be measured."""
     for tensor in _tensors(value):
-        if tensor.dim() > 0 and (tensor.is_floating_point() or tensor.is_complex()):
+        if _is_real(tensor) and is_measurable(tensor):
             return tensor
     return None
+
+
+def is_measurable(tensor: Tensor) -> bool:
+    """Whether its entries are there to be read."""
+    return _layout(tensor) in {"strided", "sparse_coo"} and tensor.device.type != "meta"
+
+
+def why_unmeasured(value: object) -> str:
+    """What of a returned value nothing is measured of, as a module's blind spot."""
+    for tensor in _tensors(value):
+        if _is_real(tensor):
+            kind = "meta" if tensor.device.type == "meta" else _layout(tensor)
+            return f"returns a tensor that is not measured: {kind}"
+    return "returns no floating-point tensor with a dimension"
+
+
+def _is_real(tensor: Tensor) -> bool:
+    return tensor.dim() > 0 and (tensor.is_floating_point() or tensor.is_complex())
+
+
+def _layout(tensor: Tensor) -> str:
+    return "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.")
 
 
 def _tensors(value: object) -> Iterator[Tensor]:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from gradscope.capture import statistics
 from gradscope.capture.entities import Roster
-from gradscope.capture.outputs import first_tensor, output_loss
+from gradscope.capture.outputs import first_tensor, is_measurable, output_loss
 from gradscope.capture.pulses import Pulses
 from gradscope.capture.shards import known
 from gradscope.capture.step import Step
@@ -49,7 +49,7 @@ class Signals:
             return
         plain = isinstance(value, Tensor) and value.dim() > 0 and not value.is_floating_point()
         tensor = value if plain else first_tensor(value)
-        if isinstance(tensor, Tensor):
+        if isinstance(tensor, Tensor) and is_measurable(tensor):
             with torch.no_grad():
                 row = self._roster.signal(name, tensor)
                 step.rows.add("signal", row, statistics.moments(tensor))

@@ -17,6 +17,7 @@ from gradscope.capture.scope import watch
 from gradscope.record import Run, Table
 from tests.capture.reference import Numbers, assert_equal, described, prefixed, wide
 from tests.capture.trainings import vectors
+from tests.setups.twins import is_within_autograd_grad
 
 F64 = NDArray[np.float64]
 
@@ -115,7 +116,12 @@ class Passed:
             self._outputs.setdefault(name, []).append(output.detach().clone())
             arrived = self._gradients.setdefault(name, [])
             if output.requires_grad:
-                output.register_hook(lambda gradient: arrived.append(gradient.detach().clone()))
+                output.register_hook(functools.partial(self._arrive, arrived))
+
+    def _arrive(self, arrived: list[Tensor], gradient: Tensor) -> None:
+        # Of the gradient of a gradient the loss's share comes in the loss's backward.
+        if not (torch.is_grad_enabled() and is_within_autograd_grad()):
+            arrived.append(gradient.detach().clone())
 
     def step_ends(self) -> None:
         numbers: dict[str, Numbers] = {}

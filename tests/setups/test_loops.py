@@ -368,11 +368,7 @@ LOOPS: dict[str, dict[str, Build]] = {
 }
 
 # What arrives at an output comes in several parts, which only their sum makes the gradient.
-IN_PARTS = {
-    "several backwards, `retain_graph`",
-    "gradient penalty on the input",
-    "gradient penalty on the parameters",
-}
+IN_PARTS = {"several backwards, `retain_graph`"}
 
 
 def loops() -> Iterator[ParameterSet]:

@@ -1,0 +1,38 @@
+"""What a recorded step can't show of a model's modules, and why: what follows a module's name."""
+
+from collections.abc import Iterator, Mapping
+
+from torch import nn
+
+NEVER_RAN = "never ran"
+WITHOUT_GRADIENTS = "ran without gradients"
+# Gradients reached what it is a view of; of the two reasons torch does not tell which.
+PASSED_BY_VIEW = "returns a view that is changed in place, or that the loss does not depend on"
+IN_DERIVATIVES_ONLY = "is reached by torch.autograd.grad(create_graph=True) alone"
+NOT_IN_THE_LOSS = "returns what the loss does not depend on"
+UNREGISTERED = "is in a plain list or dict, and so no part of the model"
+
+
+def unregistered(model: nn.Module) -> dict[str, str]:
+    """Trainable modules that a list, tuple or dict of a module's holds, where torch finds none."""
+    known = set(model.modules())
+    return {
+        f"{prefix}.{place}" if prefix else place: UNREGISTERED
+        for prefix, module in model.named_modules()
+        for place, part in _held(module)
+        if part not in known and any(p.requires_grad for p in part.parameters())
+    }
+
+
+def _held(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    for name, value in vars(module).items():
+        # Torch's own are registries: of parts, and of hooks.
+        if isinstance(value, (list, tuple)):
+            parts: Iterator[tuple[object, object]] = enumerate(value)
+        elif isinstance(value, Mapping) and not name.startswith("_"):
+            parts = iter(value.items())
+        else:
+            continue
+        for key, part in parts:
+            if isinstance(part, nn.Module):
+                yield f"{name}[{key!r}]", part
