@@ -45,6 +45,12 @@ PARAMETERS: tuple[Quantity, ...] = (
     _parameter("grad_std", "std(g)", "loss/weight", "population standard deviation of its entries"),
     _parameter("grad_absmax", "max|g|", "loss/weight", "largest magnitude among its entries"),
     _parameter("grad_zero_fraction", "P(g=0)", "share", "share of entries that are exactly zero"),
+    _parameter(
+        "grad_touched_fraction",
+        "touched",
+        "share",
+        "share of an embedding's rows in which its gradient has an entry other than zero",
+    ),
     _parameter("grad_nonfinite", "#NaN,Inf", "count", "number of entries that are NaN or infinite"),
     _parameter("grad_missing", "g=None", "0 or 1", "1 where .grad was None when it was to be read"),
     _parameter("weight_norm", "‖w‖", "weight", "2-norm of the parameter before the update"),

@@ -15,6 +15,7 @@ F64 = NDArray[np.float64]
 # What a row of numbers holds:
 What = Literal[
     "gradient",  # moments of a parameter's gradient
+    "touched",  # rows of an embedding's gradient that are not zero, rows
     "magnitudes",  # entries of a parameter's gradient per octave
     "weight",  # Σw² of the finite entries, their number
     "update",  # Σ Δw², Σ g·Δw, Σ g², number of the sampled coordinates; entries / sampled
@@ -88,6 +89,9 @@ def _parameters(rows: RowsByKind, flags: Mapping[str, Mapping[int, float]]) -> _
     columns = _described("grad_", rows.get("gradient"))
     for quantity, known in flags.items():
         columns[quantity] = (np.array(list(known), np.int64), np.array(list(known.values())))
+    if "touched" in rows:
+        entities, total = merge_sums(rows["touched"])
+        columns["grad_touched_fraction"] = (entities, _ratio(total[:, 0], total[:, 1]))
     norms: dict[int, float] = {}
     if "weight" in rows:
         entities, total = merge_sums(rows["weight"])

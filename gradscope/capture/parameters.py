@@ -71,6 +71,7 @@ class ParameterReader:
         self._known = roster.parameters
         if split_only:
             self._known = {key: entry for key, entry in self._known.items() if groups(entry[1])}
+        self._embeddings = roster.embeddings
         self._read: set[int] = set()
         self._missing: set[int] = set()
         self._updated: set[int] = set()
@@ -126,7 +127,7 @@ class ParameterReader:
     def _forget(self, again: set[int]) -> None:
         if not again:
             return
-        kinds = {"gradient", "magnitudes", "weight"}
+        kinds = {"gradient", "touched", "magnitudes", "weight"}
         entries = self._rows.entries
         self._rows.entries = [e for e in entries if not (e[0] in kinds and e[1] in again)]
         self._pending = [entry for entry in self._pending if entry.row not in again]
@@ -149,12 +150,21 @@ class ParameterReader:
             )
             self._guard.say("parameters", message, aloud=False)
             return
+        if gradient.is_sparse:
+            # Once, for all that is asked of it.
+            gradient = gradient.coalesce()
         moments = statistics.moments(gradient)
         if left.scale is not None:
             moments = unscaled(moments, left.scale)
         if left.overflow is not None:
             moments = unless(left.overflow, moments)
         self._rows.add("gradient", row, moments)
+        # Of rows that are split over processes, each knows a part.
+        if row in self._embeddings and not groups(parameter):
+            touched = statistics.touched_rows(gradient)
+            if left.overflow is not None:
+                touched = touched.masked_fill(beside(left.overflow, touched), torch.nan)
+            self._rows.add("touched", row, touched, float(len(gradient)))
         if parameter.numel():
             # The gradient too: the optimizer may write into it, a closure renews it.
             coordinates = self._samples.coordinates(parameter)

@@ -124,6 +124,18 @@ def _sparse_moments(tensor: Tensor) -> Tensor:
     return result
 
 
+def touched_rows(tensor: Tensor) -> Tensor:
+    """How many rows have an entry other than zero: a float64 scalar."""
+    tensor = tensor.detach()
+    if tensor.is_sparse:
+        tensor = tensor.coalesce().values()
+    if tensor.numel() == 0:
+        return torch.zeros((), dtype=_F64, device=tensor.device)
+    # No mask as large as the tensor is needed; NaN differs from zero.
+    low, high = torch.aminmax(plain(tensor).view(len(tensor), -1), dim=1)
+    return ((low != 0) | (high != 0)).sum().to(_F64)
+
+
 def squares(tensor: Tensor) -> Tensor:
     """(Σx², count) of the finite entries: float64 of shape (2,)."""
     flat = plain(tensor)

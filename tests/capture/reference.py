@@ -51,6 +51,9 @@ class ParameterReference:
 
     def __init__(self, model: nn.Module) -> None:
         self._named = dict(model.named_parameters())
+        self._embeddings = {
+            f"{name}.weight" for name, m in model.named_modules() if isinstance(m, nn.Embedding)
+        }
         self._before: dict[str, F64] = {}
         self._gradients: dict[str, F64 | None] = {}
         self.steps: list[dict[str, Numbers]] = []
@@ -87,6 +90,9 @@ class ParameterReference:
         if gradient is None:
             return numbers
         numbers |= prefixed("grad_", described([torch.from_numpy(gradient)]))
+        if name in self._embeddings:
+            rows = gradient.reshape(len(parameter), -1)
+            numbers["grad_touched_fraction"] = float((rows != 0).any(axis=1).mean())
         change = wide(parameter) - before
         both = np.isfinite(change) & np.isfinite(gradient)
         change, gradient = change[both], gradient[both]

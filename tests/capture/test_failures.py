@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from tensorboard.compat.proto import event_pb2
-from torch import nn
+from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.nn import functional as F  # noqa: N812
 from torch.optim import SGD
@@ -79,16 +79,33 @@ def watch_training(
     return weights, run
 
 
+class Shift(nn.Module):
+    """Adds the one row of an embedding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.row = nn.Embedding(1, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shifted: Tensor = x + self.row(torch.zeros(len(x), dtype=torch.int64))
+        return shifted
+
+
+def shifted_model() -> nn.Module:
+    """With a parameter of every kind that something else is measured of."""
+    return nn.Sequential(Shift(), *mlp_model())
+
+
 @pytest.fixture
 def seeded() -> nn.Module:
     torch.manual_seed(0)
-    return mlp_model()
+    return shifted_model()
 
 
 @pytest.fixture
 def expected() -> list[float]:
     torch.manual_seed(0)
-    return train(None, mlp_model())
+    return train(None, shifted_model())
 
 
 @pytest.fixture
