@@ -171,3 +171,19 @@ def test_checkpoint_sequential(reentrant: bool, tmp_path: Path) -> None:
         tmp_path,
         reference=lambda: classified(Chain(checkpointed=False)),
     )
+
+
+@support(
+    "Autograd",
+    "re-entrant checkpoints in one another",
+    parameters="right",
+    outputs="unknown",
+    output_gradients="unknown",
+)
+def test_what_is_not_found_again_is_named(tmp_path: Path) -> None:
+    inside = [f"blocks.{at}{part}" for at in range(2) for part in ("", ".0", ".1", ".2")]
+    run = compared(lambda: classified(Blocks(nested(REENTRANT))), tmp_path, but=[*inside, "shared"])
+    said = run.meta["coverage"]["modules"]["reasons"]
+    uses = [*inside, "shared", *(f"shared#{use}" for use in (1, 2, 3))]
+    assert set(said) == set(uses)
+    assert set(said.values()) == {"ran without gradients"}
