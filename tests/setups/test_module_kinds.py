@@ -85,12 +85,12 @@ class Wrapping(nn.Linear):
 
 STRUCTURES: dict[str, tuple[Callable[[Tensor], Any], Callable[[Any], Tensor]]] = {
     "tuple": (lambda x: (torch.tensor(0.0), x, 3), lambda v: v[1]),
-    "chunks": (lambda x: x.chunk(2, -1), lambda v: torch.cat(v, -1)),
+    "chunked": (lambda x: x.chunk(2, -1), lambda v: torch.cat(v, -1)),
     "list": (lambda x: [None, x], lambda v: v[1]),
     "dict": (lambda x: {"n": 3, "hidden": x}, lambda v: v["hidden"]),
     "named tuple": (lambda x: Pair(torch.arange(3), x), lambda v: v.hidden),
     "dataclass": (lambda x: Record(None, x, torch.arange(3)), lambda v: v.hidden),
-    "model output": (lambda x: Output(loss=None, hidden=x), lambda v: v.hidden),
+    "`ModelOutput`-like": (lambda x: Output(loss=None, hidden=x), lambda v: v.hidden),
     "nested": (lambda x: {"a": ([torch.tensor(1.0)], (x,))}, lambda v: v["a"][1][0]),
 }
 
