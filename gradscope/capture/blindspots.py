@@ -1,16 +1,15 @@
-"""What a recorded step can't show of a model's modules, and why: what follows a module's name."""
+"""What a recorded step can't show of a model's modules, and why: in words that follow "because"."""
 
 from collections.abc import Iterator, Mapping
 
 from torch import nn
 
-NEVER_RAN = "never ran"
-WITHOUT_GRADIENTS = "ran without gradients"
+WITHOUT_GRADIENTS = "it ran without gradients"
 # Gradients reached what it is a view of; of the two reasons torch does not tell which.
-PASSED_BY_VIEW = "returns a view that is changed in place, or that the loss does not depend on"
-IN_DERIVATIVES_ONLY = "is reached by torch.autograd.grad(create_graph=True) alone"
-NOT_IN_THE_LOSS = "returns what the loss does not depend on"
-UNREGISTERED = "is in a plain list or dict, and so no part of the model"
+PASSED_BY_VIEW = "it returns a view that is changed in place, or that the loss does not depend on"
+IN_DERIVATIVES_ONLY = "it is reached by torch.autograd.grad(create_graph=True) alone"
+NOT_IN_THE_LOSS = "it returns what the loss does not depend on"
+UNREGISTERED = "it is in a plain list or dict, and so no part of the model"
 
 
 def unregistered(model: nn.Module) -> dict[str, str]:

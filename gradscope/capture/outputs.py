@@ -27,8 +27,8 @@ def why_unmeasured(value: object) -> str:
     for tensor in _tensors(value):
         if _is_real(tensor):
             kind = "meta" if tensor.device.type == "meta" else _layout(tensor)
-            return f"returns a tensor that is not measured: {kind}"
-    return "returns no floating-point tensor with a dimension"
+            return f"it returns a tensor that is not measured: {kind}"
+    return "it returns no floating-point tensor with a dimension"
 
 
 def _is_real(tensor: Tensor) -> bool:

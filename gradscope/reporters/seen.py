@@ -33,7 +33,7 @@ def blind_spots(run: Run) -> Iterator[str]:
     if silent:
         yield f"modules that never ran: {listed(silent, _NAMED)}"
     for why, names in _by_reason(reasons).items():
-        yield f"the outputs of {listed(names, _NAMED)}, because {why}"
+        yield f"the outputs, or their gradients, of {listed(names, _NAMED)}, because {why}"
 
 
 def _unseen(found: Coverage) -> Iterator[str]:

@@ -233,7 +233,7 @@ def test_training_with_a_scaler_goes_on(
     tmp_path: Path,
 ) -> None:
     torch.manual_seed(0)
-    expected = train_scaled(None, mlp_model(), make_scaler())
+    expected = train_scaled(None, shifted_model(), make_scaler())
     scaler = make_scaler()
     is_property = isinstance(vars(holder)[what], property)
     broken = break_at(1, holder, what, property(fail) if is_property else fail)

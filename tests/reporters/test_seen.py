@@ -179,7 +179,7 @@ def test_reasons_that_capture_knows(branch_rests: Run) -> None:
     _, missed = said(with_reasons(branch_rests, reasons))
     assert missed[1:] == [
         "1 of 5 modules at step 3 (branch), because it is compiled",
-        "the outputs of spare, head, because it is scripted",
+        "the outputs, or their gradients, of spare, head, because it is scripted",
     ]
 
 

@@ -288,4 +288,4 @@ def test_gradient_of_a_gradient_alone_is_not_the_losses(tmp_path: Path) -> None:
     assert np.isnan(run.modules["output_grad_norm"]).all()
     said = run.meta["coverage"]["modules"]["reasons"]
     assert set(said) == set(run.modules.names)
-    assert set(said.values()) == {"is reached by torch.autograd.grad(create_graph=True) alone"}
+    assert set(said.values()) == {"it is reached by torch.autograd.grad(create_graph=True) alone"}

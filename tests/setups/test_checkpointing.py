@@ -186,4 +186,4 @@ def test_what_is_not_found_again_is_named(tmp_path: Path) -> None:
     said = run.meta["coverage"]["modules"]["reasons"]
     uses = [*inside, "shared", *(f"shared#{use}" for use in (1, 2, 3))]
     assert set(said) == set(uses)
-    assert set(said.values()) == {"ran without gradients"}
+    assert set(said.values()) == {"it ran without gradients"}

@@ -61,7 +61,7 @@ def test_outputs_without_gradients_are_measured(
     assert reasons(run) == {}
 
 
-NOTHING = "returns no floating-point tensor with a dimension"
+NOTHING = "it returns no floating-point tensor with a dimension"
 UNMEASURED: dict[str, tuple[Callable[[Tensor], object], str]] = {
     "None": (lambda _: None, NOTHING),
     "text": (lambda _: "text", NOTHING),
@@ -170,7 +170,7 @@ def test_view_that_is_changed_in_place_is_named(base_is_used: bool, tmp_path: Pa
     # Its outputs are right, its gradients unknown: compared without them below.
     run = compared(build, tmp_path, but=["flat"])
     assert reasons(run) == {
-        "flat": "returns a view that is changed in place, or that the loss does not depend on"
+        "flat": "it returns a view that is changed in place, or that the loss does not depend on"
     }
     coverage = run.meta["coverage"]["modules"]
     assert coverage["output_gradients_unseen"] == ["flat"]
@@ -213,13 +213,12 @@ class Branching(nn.Module):
 )
 def test_what_the_loss_does_not_reach_is_named(tmp_path: Path) -> None:
     run = compared(lambda: classified(Branching()), tmp_path, but=["without", "never"])
-    not_in_the_loss = "returns what the loss does not depend on"
+    not_in_the_loss = "it returns what the loss does not depend on"
     assert reasons(run) == {
-        "never": "never ran",
-        "without": "ran without gradients",
+        "without": "it ran without gradients",
         "unused": not_in_the_loss,
         "detached": not_in_the_loss,
-        "view": "returns a view that is changed in place, or that the loss does not depend on",
+        "view": "it returns a view that is changed in place, or that the loss does not depend on",
     }
     assert run.meta["coverage"]["modules"]["never_ran"] == ["never"]
     assert np.isnan(run.modules["output_rms"][:, run.modules.names.index("without")]).all()
@@ -239,7 +238,7 @@ def test_layers_in_a_plain_list_are_named(tmp_path: Path) -> None:
             return out
 
     run = compared(lambda: classified(nn.Sequential(Listing())), tmp_path)
-    said = "is in a plain list or dict, and so no part of the model"
+    said = "it is in a plain list or dict, and so no part of the model"
     assert reasons(run) == {"0.hidden[0]": said, "0.by_name['a']": said}
 
 
