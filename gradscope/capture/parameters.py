@@ -161,10 +161,7 @@ class ParameterReader:
         self._rows.add("gradient", row, moments)
         # Of rows that are split over processes, each knows a part.
         if row in self._embeddings and not groups(parameter):
-            touched = statistics.touched_rows(gradient)
-            if left.overflow is not None:
-                touched = touched.masked_fill(beside(left.overflow, touched), torch.nan)
-            self._rows.add("touched", row, touched, float(len(gradient)))
+            self._count_touched(row, gradient, left)
         if parameter.numel():
             # The gradient too: the optimizer may write into it, a closure renews it.
             coordinates = self._samples.coordinates(parameter)
@@ -178,6 +175,12 @@ class ParameterReader:
                 taken = divided(taken, left.scale)
             pending = _Pending(row, parameter, coordinates, before, taken, left.overflow)
             self._pending.append(pending)
+
+    def _count_touched(self, row: int, gradient: Tensor, left: Deferred) -> None:
+        touched = statistics.touched_rows(gradient)
+        if left.overflow is not None:
+            touched = touched.masked_fill(beside(left.overflow, touched), torch.nan)
+        self._rows.add("touched", row, touched, float(len(gradient)))
 
     def _count(self, read: Sequence[_Pending]) -> None:
         """The histograms of the gradients, from the copies that the updates need anyway."""
