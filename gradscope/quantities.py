@@ -115,6 +115,24 @@ MODULES: tuple[Quantity, ...] = (
         "share of units that were zero for each of the last N recorded samples",
     ),
     _module(
+        "attention_logit_max",
+        "max(q·k)",
+        "logit",
+        "largest logit of attention, scaled and masked, as its softmax was given them",
+    ),
+    _module(
+        "attention_logit_bound",
+        "max‖q‖·max‖k‖/√d",
+        "logit",
+        "upper bound of the largest logit, where a fused kernel shows none",
+    ),
+    _module(
+        "attention_entropy",
+        "H(attention)",
+        "nats",
+        "mean over the queries of the entropy of attention's weights, over the keys it may see",
+    ),
+    _module(
         "output_grad_norm",
         "‖∂L/∂y‖",
         "loss/activation",

@@ -14,14 +14,22 @@ def module_of(parameter: str) -> str:
     return parameter.rpartition(".")[0] or ROOT
 
 
+def part_of(entity: str) -> str:
+    """The part of the model behind an entity's name: without the number of a module's use.
+
+    A functional call, `layers.3/relu#0`, is a part of its own.
+    """
+    return entity if "/" in entity else entity.partition("#")[0]
+
+
 def activations(run: Run, types: frozenset[str]) -> list[int]:
     """The columns of the activations of these types.
 
-    Raises UnjudgedError where no activation is a module: functional ones are not seen.
+    Raises UnjudgedError where none was seen.
     """
     table = run.modules
     if not any(entity.group == "activation" for entity in table.entities):
-        message = "no activation is a module of the model, and functional ones are not seen"
+        message = "no activation was seen, neither a module nor a function that the forward calls"
         raise UnjudgedError(message)
     return [column for column, entity in enumerate(table.entities) if entity.type in types]
 

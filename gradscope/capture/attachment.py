@@ -62,16 +62,6 @@ def _forward_ends(observer: Observer, module: nn.Module, loss: Tensor | None) ->
     observer.after_forward(module, (), {}, returned)
 
 
-def is_compiled(model: nn.Module) -> bool:
-    """Whether torch.compile was asked to compile the model or a part of it."""
-    # By name: importing torch._dynamo to ask takes a second.
-    return any(
-        type(module).__name__ == "OptimizedModule"
-        or getattr(module, "_compiled_call_impl", None) is not None
-        for module in model.modules()
-    )
-
-
 def is_scripted(model: nn.Module) -> bool:
     """Whether any part is: its forward runs no hooks."""
     return any(isinstance(module, torch.jit.ScriptModule) for module in model.modules())

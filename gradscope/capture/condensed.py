@@ -1,6 +1,7 @@
 """Adding up the rows of a step in which more and more forwards run, where they are."""
 
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -11,12 +12,16 @@ from gradscope.capture.statistics import MOMENTS
 # What, of which entity, the numbers on the device, further numbers that the host knows.
 Row = tuple[derive.What, int, Tensor, tuple[float, ...]]
 
-# What each forward adds to, and whether its numbers are moments: those of the others are sums.
-_IS_MOMENTS: Mapping[derive.What, bool] = {
-    "output": True,
-    "output_gradient": True,
-    "signal": True,
-    "saturated": False,
+_Numbers = Literal["moments", "sums", "largest"]
+# What each forward adds to, and what its numbers are.
+_NUMBERS: Mapping[derive.What, _Numbers] = {
+    "output": "moments",
+    "output_gradient": "moments",
+    "signal": "moments",
+    "saturated": "sums",
+    "attention_entropy": "sums",
+    "attention_logit": "largest",
+    "attention_bound": "largest",
 }
 
 _MIN, _MAX = MOMENTS.index("min"), MOMENTS.index("max")
@@ -31,7 +36,7 @@ def condensed(rows: Sequence[Row]) -> list[Row]:
     kept = []
     for row in rows:
         what, entity, numbers, _ = row
-        if what in _IS_MOMENTS:
+        if what in _NUMBERS:
             groups.setdefault((what, entity, numbers.device), []).append(row)
         else:
             kept.append(row)
@@ -44,17 +49,19 @@ def condensed(rows: Sequence[Row]) -> list[Row]:
             kept += [group[0] for group in same]
             continue
         numbers = torch.stack([row[2] for group in same for row in group])
-        added = _added(numbers.unflatten(0, (len(same), length)), moments=_IS_MOMENTS[what])
+        added = _added(numbers.unflatten(0, (len(same), length)), _NUMBERS[what])
         for group, total in zip(same, added.unbind(), strict=True):
             known = tuple(map(sum, zip(*(row[3] for row in group), strict=True)))
             kept.append((what, group[0][1], total, known))
     return kept
 
 
-def _added(numbers: Tensor, *, moments: bool) -> Tensor:
+def _added(numbers: Tensor, what: _Numbers) -> Tensor:
     """Of numbers (groups × rows × numbers) those of each group."""
+    if what == "largest":
+        return numbers.amax(dim=1)
     total = numbers.sum(dim=1)
-    if moments:
+    if what == "moments":
         total[:, _MIN] = numbers[:, :, _MIN].amin(dim=1)
         total[:, _MAX] = numbers[:, :, _MAX].amax(dim=1)
     return total

@@ -42,11 +42,15 @@ class CaptureConfig:
             message = f"level={self.level!r} is not available; choose from {', '.join(LEVELS)}"
             raise ConfigError(message)
 
-    def selects(self, name: str) -> bool:
-        """Whether the qualified name is to be watched."""
-        if self.include and not any(fnmatchcase(name, pattern) for pattern in self.include):
+    def selects(self, *names: str) -> bool:
+        """Whether what has the qualified name, or several that apply to it, is to be watched."""
+        if self.include and not _any_matches(names, self.include):
             return False
-        return not any(fnmatchcase(name, pattern) for pattern in self.exclude)
+        return not _any_matches(names, self.exclude)
+
+
+def _any_matches(names: Sequence[str], among: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for name in names for pattern in among)
 
 
 def patterns(argument: str, value: str | Sequence[str] | None) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""From where gradscope's code is called: inside a backward, a function transform, a GradScaler."""
+"""From where gradscope's code is called, and whether what calls it is compiled."""
 
 import sys
 from collections.abc import Iterable
@@ -75,3 +75,13 @@ def called_by_grad_scaler() -> bool:
         if frame.f_code.co_filename.endswith("grad_scaler.py"):
             return True
     return False
+
+
+def is_compiled(model: nn.Module) -> bool:
+    """Whether torch.compile was asked to compile the model or a part of it."""
+    # By name: importing torch._dynamo to ask takes a second.
+    return any(
+        type(module).__name__ == "OptimizedModule"
+        or getattr(module, "_compiled_call_impl", None) is not None
+        for module in model.modules()
+    )

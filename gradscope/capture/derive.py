@@ -28,6 +28,9 @@ What = Literal[
     "time_middle",
     "time_last",
     "time_steps",  # time steps, 1
+    "attention_logit",  # the largest logit
+    "attention_bound",  # what no logit exceeds
+    "attention_entropy",  # Σ of the rows' entropies, rows
     "signal",  # moments of a signal
 ]
 RowsByKind = dict[What, list[tuple[int, F64]]]
@@ -123,15 +126,25 @@ def _parameters(rows: RowsByKind, flags: Mapping[str, Mapping[int, float]]) -> _
 def _modules(rows: RowsByKind) -> _Columns:
     columns = _described("output_", rows.get("output"))
     columns |= _described("output_grad_", rows.get("output_gradient"))
-    shares: tuple[tuple[What, str], ...] = (
+    means: tuple[tuple[What, str], ...] = (
         ("saturated", "output_saturated_fraction"),
         ("dead", "dead_unit_fraction"),
         ("time_steps", "time_steps"),
+        ("attention_entropy", "attention_entropy"),
     )
-    for what, quantity in shares:
+    for what, quantity in means:
         if what in rows:
             entities, total = merge_sums(rows[what])
             columns[quantity] = (entities, _ratio(total[:, 0], total[:, 1]))
+    largest: tuple[tuple[What, str], ...] = (
+        ("attention_logit", "attention_logit_max"),
+        ("attention_bound", "attention_logit_bound"),
+    )
+    for what, quantity in largest:
+        if what in rows:
+            entities, top = _largest(rows[what])
+            # Of nothing that is finite there is no largest.
+            columns[quantity] = (entities, np.where(np.isneginf(top), np.nan, top))
     steps: tuple[tuple[What, str], ...] = (
         ("time_first", "time_grad_first"),
         ("time_middle", "time_grad_middle"),
@@ -153,6 +166,14 @@ def merge_sums(rows: Sequence[tuple[int, F64]]) -> tuple[NDArray[np.int64], F64]
     total = np.zeros((len(entities), len(rows[0][1])))
     np.add.at(total, inverse, np.stack([numbers for _, numbers in rows]))
     return entities, total
+
+
+def _largest(rows: Sequence[tuple[int, F64]]) -> tuple[NDArray[np.int64], F64]:
+    """The largest number of each entity: (entities, numbers)."""
+    entities, inverse = np.unique([entity for entity, _ in rows], return_inverse=True)
+    top = np.full(len(entities), -np.inf)
+    np.maximum.at(top, inverse, np.concatenate([numbers for _, numbers in rows]))
+    return entities, top
 
 
 def merge_moments(rows: Sequence[tuple[int, F64]]) -> tuple[NDArray[np.int64], F64]:

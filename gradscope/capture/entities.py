@@ -22,7 +22,7 @@ from gradscope.errors import ConfigError
 from gradscope.quantities import TableName
 from gradscope.record import Entity
 
-_ROOT = "(root)"
+ROOT = "(root)"
 
 _CONVOLUTIONS = (nn.modules.conv._ConvNd,)  # noqa: SLF001  (the only common base)
 _NORMS = (
@@ -130,8 +130,8 @@ def watched_modules(model: nn.Module, config: CaptureConfig) -> dict[nn.Module, 
         if module in inside or isinstance(module, (nn.ModuleList, nn.ModuleDict, nn.ParameterList)):
             continue
         is_leaf = next(module.children(), None) is None or isinstance(module, nn.MultiheadAttention)
-        if (is_leaf or module in listed or not name) and config.selects(name or _ROOT):
-            found[module] = name or _ROOT
+        if (is_leaf or module in listed or not name) and config.selects(name or ROOT):
+            found[module] = name or ROOT
     return found
 
 
@@ -205,14 +205,25 @@ class Roster:
         if row is not None:
             return row
         self.started(name, use)
+        return self._returned(full_name, "module", module_group(module), class_name(module), output)
+
+    def call(self, name: str, group: str, of: str, output: Tensor) -> int:
+        """The row of a functional call; registers it if it is new."""
+        row = self._rows["modules"].get(name)
+        if row is not None:
+            return row
+        self._started.setdefault(name, len(self._started))
+        return self._returned(name, "call", group, of, output)
+
+    def _returned(self, name: str, kind: str, group: str, of: str, output: Tensor) -> int:
         entity = Entity(
-            name=full_name,
-            kind="module",
+            name=name,
+            kind=kind,
             shape=tuple(output.shape),
             numel=output.numel(),
-            depth=self._started[full_name],
-            group=module_group(module),
-            type=class_name(module),
+            depth=self._started[name],
+            group=group,
+            type=of,
         )
         return self._add("modules", entity)
 
@@ -318,7 +329,7 @@ class Roster:
         earliest = self._earliest()
         depths: dict[int, float] = {}
         for name, _, parameter in held_parameters(self.model):
-            owner = name.rpartition(".")[0] or _ROOT
+            owner = name.rpartition(".")[0] or ROOT
             depth = min(_depth(owner, earliest), depths.get(id(parameter), math.inf))
             depths[id(parameter)] = depth
         return depths

@@ -100,10 +100,16 @@ class Hooks:
         module: nn.Module,
         target: Callable[[nn.Module, Any, Any, Any], None],
         inlet: Inlet | None = None,
+        *,
+        always: bool = False,
     ) -> None:
-        """Call target(module, args, kwargs, output) after the module's forward."""
+        """Call target(module, args, kwargs, output) after the module's forward.
+
+        always: also after one that raised an Exception (not a KeyboardInterrupt).
+        """
         hook = self._made(target, inlet)
-        self._handles.append(module.register_forward_hook(hook, with_kwargs=True))
+        handle = module.register_forward_hook(hook, with_kwargs=True, always_call=always)
+        self._handles.append(handle)
 
     def _made(self, target: Callable[..., None], inlet: Inlet | None) -> ModuleHook:
         self._hooks.append(ModuleHook(self._owner, target, inlet))

@@ -12,6 +12,7 @@ from gradscope.capture.compiled import AwaitedGradients, Inlet, Place
 from gradscope.capture.config import CaptureConfig
 from gradscope.capture.context import is_set_apart, last_node, replayed_node
 from gradscope.capture.entities import Roster, watched_modules
+from gradscope.capture.functional import FunctionalTaps
 from gradscope.capture.guard import OUTPUTS, Guard
 from gradscope.capture.hooks import Hooks
 from gradscope.capture.outputs import first_tensor, why_unmeasured
@@ -36,6 +37,7 @@ class ModuleTaps:
         self._config = config
         self._guard = guard
         self._hooks = Hooks(self)
+        self._calls = FunctionalTaps(roster, config, guard, self._see_call, self._note_start)
         self._names = watched_modules(roster.model, config)
         self._rows: Rows | None = None
         guard.on_disable[OUTPUTS] = self.release
@@ -79,6 +81,10 @@ class ModuleTaps:
         self._first = {}
         self._sequences.complete(None)
         self.time.arm(rows)
+        if self._stay:
+            self._calls.say_compiled()
+        else:
+            self._calls.arm(rows)
         for module in self._names:
             if self.time.needs_start(module):
                 self._starts.before_forward(module, self._before)
@@ -122,8 +128,8 @@ class ModuleTaps:
         self._uses = dict.fromkeys(self._names.values(), 0)
         self._units.forward_begins()
 
-    def forward_begins(self) -> None:
-        """The model's forward starts anew: uses are counted from the first."""
+    def forward_begins(self, module: nn.Module) -> None:
+        """The forward of the model, or a replica, starts anew: uses are counted from the first."""
         self._count_uses()
         self._in_forward = True
         self._sequences.complete(self._rows)
@@ -132,6 +138,7 @@ class ModuleTaps:
             # Its own hooks were registered while it began.
             self._roster.started(self._names[self._roster.model], 0)
             self.time.begins(self._roster.model)
+        self._calls.forward_begins(module)
 
     def forward_ends(self) -> None:
         """Or another begins, without gradients."""
@@ -141,6 +148,7 @@ class ModuleTaps:
         """Listen to no further forward; gradients of this step's outputs are still taken."""
         self._listening = False
         self._starts.remove()
+        self._calls.disarm()
         if not self._stay:
             self.detach()
 
@@ -153,6 +161,7 @@ class ModuleTaps:
     def stop(self) -> None:
         """Remove every hook; what was gathered can still be finished."""
         self.detach()
+        self._calls.disarm()
         self._arrivals.detach()
 
     def finish(self) -> None:
@@ -329,6 +338,18 @@ class ModuleTaps:
             if torch.is_grad_enabled():
                 rows.entries += aside.entries
                 self._await_gradient(rows, row, output, None)
+            self._calls.say_passed_over()
+
+    def _see_call(
+        self, row: int, output: Tensor, limits: tuple[float, float] | None, *, has_units: bool
+    ) -> None:
+        rows = self._rows
+        if rows is None:
+            return
+        with torch.no_grad():
+            rows.add("output", row, statistics.moments(output))
+            self._units.measure_call(rows, row, output, limits, has_units=has_units)
+        self._await_gradient(rows, row, output, None)
 
     def _await_gradient(
         self,
@@ -352,10 +373,10 @@ class ModuleTaps:
     @torch.no_grad()
     def _measure(self, rows: Rows, row: int | None, module: nn.Module, output: Tensor) -> Tensor:
         """The moments of the output; adds what its own row holds, if it has one."""
-        moments = statistics.moments(output)
-        if row is None:
-            return moments
-        rows.add("output", row, moments)
-        if not output.is_sparse:
-            self._units.measure(rows, row, module, output)
+        with self._calls.paused():
+            moments = statistics.moments(output)
+            if row is not None:
+                rows.add("output", row, moments)
+                if not output.is_sparse:
+                    self._units.measure(rows, row, module, output)
         return moments

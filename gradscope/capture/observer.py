@@ -114,7 +114,7 @@ class Observer:
             self._guard.say(OUTPUTS, message, aloud=False)
             return
         if torch.is_grad_enabled():
-            self._guard.run(STEPS, self._forward_begins, args, kwargs)
+            self._guard.run(STEPS, self._forward_begins, module, args, kwargs)
         elif self._taps is not None:
             self._taps.forward_ends()
 
@@ -250,14 +250,14 @@ class Observer:
 
     # Opening and closing.
 
-    def _forward_begins(self, args: Any, kwargs: Any) -> None:
+    def _forward_begins(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         step = self._begin()
         step.entered = True
         self.counts["forwards"] += 1
-        if self._taps is not None:
-            self._taps.forward_begins()
         if step.rows is not None and step.reader is None:
             self.shards.attempt(self._signals.see, step, "input", (args, kwargs))
+        if self._taps is not None:
+            self._taps.forward_begins(module)
 
     def _part_begins(self) -> None:
         self._begin().entered = True

@@ -22,9 +22,10 @@ from gradscope.capture.arguments import (
     checked_scaler,
     refuse,
 )
-from gradscope.capture.attachment import attach, is_compiled, is_scripted
+from gradscope.capture.attachment import attach, is_scripted
 from gradscope.capture.bystander import Bystander
 from gradscope.capture.config import CaptureConfig, patterns
+from gradscope.capture.context import is_compiled
 from gradscope.capture.display import Display
 from gradscope.capture.distributed import check_sharding, described_processes, limits, processes
 from gradscope.capture.folders import changed_settings, run_folder

@@ -6,25 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from gradscope.capture import statistics
+from gradscope.capture.activations import range_of_module
 from gradscope.capture.config import CaptureConfig
 from gradscope.capture.entities import channels_first
 from gradscope.capture.recorder import Rows
-
-# An output at or beyond these is saturated: the derivative there is below 6 % of its largest
-# (tanh: |y| > 0.97, the limit of Karpathy's makemore, part 3; sigmoid is a scaled tanh).
-_SATURATION: dict[type[nn.Module], tuple[float, float]] = {
-    nn.Tanh: (-0.97, 0.97),
-    nn.Softsign: (-0.97, 0.97),
-    nn.Sigmoid: (0.015, 0.985),
-    nn.Hardsigmoid: (0.0, 1.0),
-}
-
-
-def _saturation(module: nn.Module) -> tuple[float, float] | None:
-    # ReLU6 is one too, but its zeros are an activation's, not saturation.
-    if type(module) is nn.Hardtanh:
-        return module.min_val, module.max_val
-    return _SATURATION.get(type(module))
 
 
 @dataclass(slots=True)
@@ -54,14 +39,27 @@ class Units:
 
     def measure(self, rows: Rows, row: int, module: nn.Module, output: Tensor) -> None:
         """Add what the output says of its units: saturated entries; which are active is kept."""
-        limits = _saturation(module)
-        # What has no order has no end of its range.
-        if limits is not None and not output.is_complex():
-            outside = statistics.count_outside(output, *limits)
-            rows.add("saturated", row, outside, float(output.numel()))
+        _measure_range(rows, row, output, range_of_module(module))
+        self._see(row, output, units_first=self._units_first(module, output))
+
+    def measure_call(
+        self,
+        rows: Rows,
+        row: int,
+        output: Tensor,
+        limits: tuple[float, float] | None,
+        *,
+        has_units: bool,
+    ) -> None:
+        """The same of a function, whose output has its units where its input has them."""
+        _measure_range(rows, row, output, limits)
+        if has_units:
+            units_first = self._channels_first.get(tuple(output.shape), False)
+            self._see(row, output, units_first=units_first)
+
+    def _see(self, row: int, output: Tensor, *, units_first: bool) -> None:
         if output.dim() < 2 or output.numel() == 0:  # noqa: PLR2004  (no batch dimension)
             return
-        units_first = self._units_first(module, output)
         active = statistics.active_units(output, 1 if units_first else -1)
         activity = self._activity.get(row)
         if activity is None or activity.quiet.shape != active.shape:
@@ -86,3 +84,12 @@ class Units:
                 dead = (activity.quiet >= self._config.dead_after_samples).sum()
                 units = float(activity.quiet.numel())
                 rows.add("dead", row, dead.to(torch.float64), units)
+
+
+def _measure_range(
+    rows: Rows, row: int, output: Tensor, limits: tuple[float, float] | None
+) -> None:
+    # What has no order has no end of its range.
+    if limits is not None and not output.is_complex():
+        outside = statistics.count_outside(output, *limits)
+        rows.add("saturated", row, outside, float(output.numel()))

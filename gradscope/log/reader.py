@@ -263,7 +263,7 @@ def _run(folder: Path | None, found: _Collected) -> Run:
         raise LogError(message)
     quantities: dict[TableName, list[str]] = found.header["quantities"]
     tables = {
-        name: _table(found.entities[name], quantities[name], found.tables[name])
+        name: _table(name, found.entities[name], quantities[name], found.tables[name])
         for name in CATALOGUE
     }
     steps, scalars = _scalars(found.pulses, tables["parameters"])
@@ -286,23 +286,29 @@ def _run(folder: Path | None, found: _Collected) -> Run:
 
 
 def _table(
-    entities: dict[int, Entity], quantities: Sequence[str], rows: dict[int, NDArray[np.float32]]
+    table: TableName,
+    entities: dict[int, Entity],
+    quantities: Sequence[str],
+    rows: dict[int, NDArray[np.float32]],
 ) -> Table:
     steps = sorted(rows)
-    values = np.empty((len(quantities), len(steps), len(entities)), np.float32)
+    # An earlier version did not measure what has come since.
+    new = [q.name for q in CATALOGUE[table] if q.name not in quantities]
+    shape = (len(quantities) + len(new), len(steps), len(entities))
+    values = np.full(shape, np.nan, np.float32)
     columns = np.array(sorted(entities), np.int64)
     whole = columns.size == 0 or columns[-1] == columns.size - 1
     for index, step in enumerate(steps):
         row = rows[step]
         # Usually all columns are known, and the earlier ones exist.
         named = columns[columns < row.shape[1]]
-        values[:, index, : named.size] = row[:, : named.size] if whole else row[:, named]
+        known = row[:, : named.size] if whole else row[:, named]
         # Those that came later were not measured yet.
-        values[:, index, named.size :] = np.nan
+        values[: len(quantities), index, : named.size] = known
     return Table(
         tuple(entities[column] for column in sorted(entities)),
         np.array(steps, np.int64),
-        tuple(quantities),
+        (*quantities, *new),
         values,
     )
 

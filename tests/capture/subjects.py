@@ -172,7 +172,11 @@ def attention_subject() -> Subject:
     model = Attending()
 
     def by_hand(tape: Tape, x: Tensor) -> Tensor:
-        mixed = tape("attention", model.attention(x, x, x)[0])
+        layer = model.attention
+        parts = F.linear(x, layer.in_proj_weight, layer.in_proj_bias).chunk(3, -1)
+        q, k, v = (part.unflatten(-1, (2, 3)).transpose(1, 2) for part in parts)
+        weights = tape("attention/softmax#0", torch.softmax(q @ k.mT / 3**0.5, -1))
+        mixed = tape("attention", layer.out_proj((weights @ v).transpose(1, 2).flatten(2)))
         return tape("(root)", tape("head", model.head(mixed.mean(1))))
 
     return Subject(model, *trainings.sequences(), by_hand)

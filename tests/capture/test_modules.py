@@ -18,7 +18,13 @@ from tests.capture.reference import Numbers, described, prefixed
 from tests.capture.subjects import SUBJECTS, Seen, Subject, Tape
 
 NOT_RECORDED = {"output_grad_mean", "output_grad_std", "output_norm"}
-PER_STEP = {"output_saturated_fraction", "dead_unit_fraction"}
+# Have tests of their own.
+ELSEWHERE = {
+    "output_saturated_fraction",
+    "dead_unit_fraction",
+    "attention_logit_max",
+    "attention_entropy",
+}
 
 
 def numbers_of(seen: Seen) -> dict[str, Numbers]:
@@ -39,7 +45,7 @@ def assert_modules(table: Table, expected: Mapping[str, Numbers], row: int = 0) 
         column = table.names.index(name)
         # What is along time has tests of its own: tests/setups/test_recurrent.py.
         along_time = table.entities[column].group == "recurrent"
-        for quantity in set(table.quantities) - PER_STEP:
+        for quantity in set(table.quantities) - ELSEWHERE:
             if along_time and quantity.startswith("time_"):
                 continue
             found = float(table[quantity][row, column])

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -25,6 +26,23 @@ class Step:
     tables: dict[TableName, NDArray[np.float32]]
     columns: list[str]
     pulse: NDArray[np.float64]
+
+
+def test_an_older_version_did_not_measure_what_has_come_since(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as older:
+        older.setitem(CATALOGUE, "modules", CATALOGUE["modules"][:3])
+        writer = RunWriter(tmp_path, {})
+        writer.entities("modules", [Entity("layer", "module", (2,), 2, 0, "linear", "Linear")])
+        tables = {name: np.zeros((len(known), 0), np.float32) for name, known in CATALOGUE.items()}
+        tables["modules"] = np.array([[1.0], [2.0], [3.0]], np.float32)
+        writer.step(0, tables, {}, None, None)
+        writer.close()
+    table = load(tmp_path).modules
+    assert set(table.quantities) == {quantity.name for quantity in CATALOGUE["modules"]}
+    assert table.values[:3].tolist() == [[[1.0]], [[2.0]], [[3.0]]]
+    assert np.isnan(table.values[3:]).all()
 
 
 names = st.text(max_size=12)

@@ -276,6 +276,13 @@ def test_a_finding_at_one_use_of_a_module_is_the_modules() -> None:
     assert health == {"first": "healthy", "second": "error"}
 
 
+def test_a_functional_call_is_a_part_of_its_own() -> None:
+    run = run_of(np.ones((5, 3)), names=["block", "block/relu#0", "block/relu#1"])
+    data = embedded(report_of(run, finding(layer="block/relu#1")))[0]
+    health = {layer["name"]: layer["severity"] for layer in data["layers"]}
+    assert health == {"block": "healthy", "block/relu#0": "healthy", "block/relu#1": "error"}
+
+
 def test_a_finding_at_a_parameter_of_an_unwatched_module_is_in_the_tree() -> None:
     found = finding(layer="attention")
     data = embedded(report_of(full_run(), found))[0]

@@ -104,7 +104,8 @@ def assert_uses(run: Run, expected: Uses, row: int = 0) -> None:
     known = {
         name
         for name, entity in zip(run.modules.names, run.modules.entities, strict=True)
-        if np.isfinite(run.modules["output_rms"][row, run.modules.names.index(entity.name)])
+        if entity.kind == "module"
+        and np.isfinite(run.modules["output_rms"][row, run.modules.names.index(entity.name)])
     }
     assert known - {"(root)"} == set(expected)
     for name, uses in expected.items():

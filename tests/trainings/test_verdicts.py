@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from gradscope import Report
-from tests.trainings import programs, steps, tricky
+from tests.trainings import functional, programs, steps, tricky
 
 FAULTY: dict[str, tuple[Callable[..., Report], str]] = {
     "circles_narrow_tanh": (programs.circles_narrow_tanh, "GS104"),
@@ -29,6 +29,12 @@ FAULTY: dict[str, tuple[Callable[..., Report], str]] = {
     "killed_in_training": (steps.killed_in_training, "GS301"),
     "wide_weights_before_tanh": (steps.wide_weights_before_tanh, "GS302"),
     "pixels_before_sigmoid": (steps.pixels_before_sigmoid, "GS302"),
+    "dead_functional_relu": (functional.dead_functional_relu, "GS301"),
+    "killed_functional_relu": (functional.killed_functional_relu, "GS401"),
+    "wide_weights_before_functional_tanh": (
+        functional.wide_weights_before_functional_tanh,
+        "GS302",
+    ),
 }
 HEALTHY: tuple[Callable[[], Report], ...] = (
     programs.deep_pre_norm,
@@ -54,6 +60,12 @@ HEALTHY: tuple[Callable[[], Report], ...] = (
     steps.open_gates,
     steps.fine_tuning,
     steps.half_dead,
+    functional.functional_cnn,
+    functional.functional_gelu_residual,
+    functional.functional_gates,
+    functional.functional_tanh,
+    functional.functional_mixture,
+    functional.small_gpt,
 )
 
 

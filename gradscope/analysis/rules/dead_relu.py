@@ -52,9 +52,9 @@ def dead_relu(run: Run, limits: Limits) -> Iterator[Finding]:
     """Units that are zero for every input.
 
     ## What it measures
-    For each nn.ReLU, ReLU6 and Hardswish: the share of units that were zero for all of the last
-    256 recorded samples (of a convolution: channels, at every position). Not sparsity: a unit
-    that fires for one sample in a hundred is alive.
+    For each ReLU, ReLU6 and Hardswish, as a module or called as a function: the share of units
+    that were zero for all of the last 256 recorded samples (of a convolution: channels, at every
+    position). Not sparsity: a unit that fires for one sample in a hundred is alive.
 
     ## Why it matters
     Where a ReLU is zero its derivative is, too. A unit that is zero for every input gets no
@@ -62,8 +62,8 @@ def dead_relu(run: Run, limits: Limits) -> Iterator[Finding]:
     gets a gradient, and the output is a constant.
 
     ## Known limits
-    Half of a layer may be dead without harm: then it is information. A functional ReLU
-    (`F.relu`) is not seen. Data that come in an order may leave units silent for a while.
+    Half of a layer may be dead without harm: then it is information. What is called inside a
+    compiled model is not seen. Data that come in an order may leave units silent for a while.
 
     ## Example
     All biases at -2 on inputs in [0, 1], or a learning rate that throws the biases there in a

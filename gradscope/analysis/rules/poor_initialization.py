@@ -80,9 +80,9 @@ def poor_initialization(run: Run, limits: Limits) -> Iterator[Finding]:
 
     ## Known limits
     The first steps of a fine-tuning are judged like an initialization. Needs four layers with
-    weights in a chain, and an activation that is a module (a functional
-    one is taken as a rectifier). Networks that normalize in every block do not depend on the
-    scale and are not judged by it: their gradient keeps its size.
+    weights in a chain. Where no activation was seen, a rectifier is assumed. Networks that
+    normalize in every block do not depend on the scale and are not judged by it: their gradient
+    keeps its size.
 
     ## Example
     `nn.init.normal_(layer.weight)` on twenty layers of width 64: σ_w = 8 where ReLU needs 1.41.
@@ -150,7 +150,7 @@ def _output_rms(run: Run, profile: DepthProfile) -> float:
 
 
 def _activation(entities: tuple[Entity, ...]) -> str:
-    """The type of most activations; functional ones are not seen, and are mostly rectifiers."""
+    """The type of most activations; where none was seen, they are mostly rectifiers."""
     types = [entity.type for entity in entities if entity.group == "activation"]
     return max(set(types), key=lambda name: (types.count(name), name)) if types else "ReLU"
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from gradscope.analysis.finding import Evidence, Finding, Severity
 from gradscope.analysis.harm import LossVerdict, Progress, progress, stuck_before
-from gradscope.analysis.layers import activations, module_of
+from gradscope.analysis.layers import activations, module_of, part_of
 from gradscope.analysis.robust import F64, measured, median, since
 from gradscope.analysis.rule import rule
 from gradscope.analysis.updates import held_weights
@@ -34,6 +34,8 @@ _LEAST = 3
 _BOUNDED = frozenset({"Tanh", "Hardtanh", "Softsign"})
 # Beside other activations these are gates: open or closed is what they are for.
 _GATES = frozenset({"Sigmoid", "Hardsigmoid"})
+# Not between layers: what stands there says nothing of those that do.
+_OUTPUTS = frozenset({"Softmax", "Softmax2d", "LogSoftmax", "Softmin"})
 # Inputs of unit scale stay within this.
 _LARGE_INPUT = 10.0
 
@@ -53,9 +55,9 @@ def saturated_activation(run: Run, limits: Limits) -> Iterator[Finding]:
     """Hidden activations rest at the ends of their range, where they have no slope.
 
     ## What it measures
-    The share of outputs of hidden Tanh, Sigmoid, Hardtanh, Hardsigmoid and Softsign modules
-    whose derivative is below 6 % of its largest (tanh: |y| > 0.97), up to the last recorded
-    step.
+    The share of outputs of hidden Tanh, Sigmoid, Hardtanh, Hardsigmoid and Softsign, as
+    modules or called as functions, whose derivative is below 6 % of its largest (tanh: |y| >
+    0.97), up to the last recorded step.
 
     ## Why it matters
     The gradient is multiplied by that derivative. A unit at the end of its range passes on next
@@ -63,9 +65,9 @@ def saturated_activation(run: Run, limits: Limits) -> Iterator[Finding]:
 
     ## Known limits
     The output's activation is not judged: there saturation is confidence. Nor are sigmoids
-    beside other activations, which are gates, nor what lies behind frozen layers. Functional
-    activations (`torch.tanh`) and the inside of `nn.LSTM` are not seen. Unless the loss is
-    stuck, or most outputs are saturated from the first step on, it is information.
+    beside other activations, which are gates, nor what lies behind frozen layers. The
+    inside of `nn.LSTM` and of compiled models is not seen. Unless the loss is stuck, or most
+    outputs are saturated from the first step on, it is information.
 
     ## Example
     Weights from N(0, 1) in layers of width 64 before `nn.Tanh`: its inputs have a standard
@@ -84,7 +86,7 @@ def saturated_activation(run: Run, limits: Limits) -> Iterator[Finding]:
     shown = worst if not from_start else min(from_start, key=lambda layer: layer.entity.depth)
     loss = progress(run)
     steps = run.modules.steps
-    others = len({_module(layer.entity.name) for layer in found} - {_module(shown.entity.name)})
+    others = len({part_of(layer.entity.name) for layer in found} - {part_of(shown.entity.name)})
     also = f" (and of {count(others, 'other layer')})" if others else ""
     onset = int(steps[shown.onset])
     # It began after the record before.
@@ -137,11 +139,11 @@ def _judged(run: Run) -> list[int]:
     """The columns of bounded activations between layers with weights that can learn."""
     table = run.modules
     found = activations(run, _BOUNDED | _GATES)
-    others = {e.type for e in table.entities if e.group == "activation"} - _GATES
+    others = {e.type for e in table.entities if e.group == "activation"} - _GATES - _OUTPUTS
     types = _BOUNDED if others else _BOUNDED | _GATES
     held = held_weights(run)
     owners = {module_of(run.parameters.names[index]) for index in np.flatnonzero(held)}
-    depths = [e.depth for e in table.entities if _module(e.name) in owners]
+    depths = [e.depth for e in table.entities if part_of(e.name) in owners]
     if not depths:
         return []
     return [
@@ -150,11 +152,6 @@ def _judged(run: Run) -> list[int]:
         if table.entities[column].type in types
         and min(depths) < table.entities[column].depth < max(depths)
     ]
-
-
-def _module(name: str) -> str:
-    """Without the number of its use."""
-    return name.partition("#")[0]
 
 
 def _severity(loss: Progress, *, from_start: bool, too_late: bool) -> Severity:

@@ -65,7 +65,11 @@ def _holds(layer: str, entity: Entity) -> bool:
 
 def same_layer(name: str, layer: str) -> bool:
     """Whether one is the other, or a part of it, such as a layer's weight."""
-    return name == layer or name.startswith(f"{layer}.") or layer.startswith(f"{name}.")
+    return (
+        name == layer
+        or name.startswith((f"{layer}.", f"{layer}/"))
+        or layer.startswith((f"{name}.", f"{name}/"))
+    )
 
 
 def shown_rows(rows: int, marked: Sequence[int], room: int) -> list[int]:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from gradscope.analysis.finding import Finding
-from gradscope.analysis.layers import ROOT, module_of
+from gradscope.analysis.layers import ROOT, module_of, part_of
 from gradscope.analysis.report import Report
 from gradscope.analysis.robust import median
 from gradscope.record import Table
@@ -41,7 +41,7 @@ def _layers(report: Report) -> list[dict[str, Any]]:
         table, quantity = run.parameters, "grad_norm"
     medians = zip(table.entities, _medians(table, quantity), strict=True)
     # Further uses of a module are the same part of the model.
-    listed = [(entity, norm) for entity, norm in medians if "#" not in entity.name]
+    listed = [(entity, norm) for entity, norm in medians if part_of(entity.name) == entity.name]
     listed.sort(key=lambda part: (part[0].name != ROOT, part[0].depth))
     found = _by_layer(report)
     made = [
@@ -75,7 +75,7 @@ def _by_layer(report: Report) -> dict[str, list[Finding]]:
     for finding in report.findings:
         if finding.layer is not None:
             name = finding.layer
-            part = module_of(name) if name in parameters else name.partition("#")[0]
+            part = module_of(name) if name in parameters else part_of(name)
             found.setdefault(part, []).append(finding)
     return found
 
