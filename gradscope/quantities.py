@@ -52,6 +52,13 @@ PARAMETERS: tuple[Quantity, ...] = (
         "share of an embedding's rows in which its gradient has an entry other than zero",
     ),
     _parameter("grad_nonfinite", "#NaN,Inf", "count", "number of entries that are NaN or infinite"),
+    _parameter(
+        "grad_underflow_fraction",
+        "P(g subnormal)",
+        "share",
+        "share of finite entries that are too small for their dtype's full precision, but not zero "
+        "(of large parameters, of a sample)",
+    ),
     _parameter("grad_missing", "g=None", "0 or 1", "1 where .grad was None when it was to be read"),
     _parameter("weight_norm", "‖w‖", "weight", "2-norm of the parameter before the update"),
     _parameter(
@@ -64,6 +71,14 @@ PARAMETERS: tuple[Quantity, ...] = (
         "cos(Δw,g)",
         "-1 to 1",
         "angle of the change with the gradient; plain descent is -1",
+    ),
+    _parameter(
+        "update_lost_fraction",
+        "P(Δw=0|g≠0)",
+        "share",
+        "share of the entries with a gradient that the step left as they were, to the bit: the "
+        "change is below the weight's dtype, or the learning rate is zero (of large parameters, "
+        "of a sample)",
     ),
     _parameter("requires_grad", "trainable", "0 or 1", "1 where the parameter is trainable"),
     _parameter(
@@ -198,6 +213,13 @@ MODULES: tuple[Quantity, ...] = (
         "#NaN,Inf",
         "count",
         "number of NaN or infinite entries in a recurrent layer's total gradient, over all steps",
+    ),
+    _module(
+        "output_grad_underflow_fraction",
+        "P(∂L/∂y subnormal)",
+        "share",
+        "share of that gradient's finite entries, as the backward held them, that are too small "
+        "for float16's or bfloat16's full precision, but not zero (of a sample)",
     ),
 )
 

@@ -27,7 +27,8 @@ class Entity:
 
     `name` is the qualified name the model gives it; further uses of one module are called
     `name#1`, `name#2`. `depth` is the order of first execution, not of registration. `shape`
-    is the parameter's, or that of the module's output when it was first recorded.
+    is the parameter's, or that of the module's output when it was first recorded; `numel` are the
+    real numbers that it holds: two for each complex one.
     """
 
     name: str

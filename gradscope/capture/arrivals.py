@@ -15,6 +15,9 @@ from gradscope.capture.recorder import Rows
 from gradscope.capture.scaling import LossScaling
 from gradscope.capture.uses import Use, Uses
 
+# In these much is lost between the smallest numbers.
+_HALF = frozenset({torch.float16, torch.bfloat16})
+
 
 class Arrivals:
     """Which outputs await a gradient, which got one, and why others did not."""
@@ -98,6 +101,9 @@ class Arrivals:
         if roles:
             with torch.no_grad():
                 moments = self._scaling.unscaled(statistics.moments(gradient))
+                # Of wider ones hardly any: not worth a look.
+                if tap.row is not None and gradient.dtype in _HALF and gradient.numel():
+                    tap.rows.add("underflow", tap.row, statistics.underflows(gradient))
             for what, entity in roles:
                 tap.rows.add(what, entity, moments)
 

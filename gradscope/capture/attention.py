@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from gradscope.capture.precision import widest
+
 # The fused one: neither logits nor weights leave the kernel.
 FUSED: Callable[..., Any] = F.scaled_dot_product_attention
 FUSED_NAME = "scaled_dot_product_attention"
@@ -31,8 +33,6 @@ _FEWEST_DIMS = 3
 # As much of the weights at a time as stays in the cache, or is worth a launch.
 _PIECE = 65_536
 _LARGE_PIECE = 4_194_304
-
-_F64 = torch.float64
 
 
 class Scores:
@@ -96,14 +96,15 @@ def is_over_keys(scores: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any
 
 
 def entropy(weights: Tensor) -> Tensor:
-    """(Σ of the rows' entropies in nats, their number): float64 of shape (2,).
+    """(Σ of the rows' entropies in nats, their number): of shape (2,).
 
     A key that the mask forbids has a weight of zero, and adds nothing: the entropy is over the
     allowed ones. Rows with an entry that is not finite, as without any allowed key, are left out.
     """
-    total = torch.zeros(2, dtype=_F64, device=weights.device)
+    wide = widest(weights.device)
+    total = torch.zeros(2, dtype=wide, device=weights.device)
     for piece in _pieces(weights):
-        rows = torch.special.entr(piece.to(_F64)).sum(-1)
+        rows = torch.special.entr(piece.to(wide)).sum(-1)
         known = torch.isfinite(rows)
         total[0] += torch.where(known, rows, 0.0).sum()
         total[1] += known.sum()
@@ -111,16 +112,17 @@ def entropy(weights: Tensor) -> Tensor:
 
 
 def largest(logits: Tensor) -> Tensor:
-    """The largest finite entry: float64 of shape (1,), -inf if none is finite."""
-    result = torch.full((1,), -torch.inf, dtype=_F64, device=logits.device)
+    """The largest finite entry: of shape (1,), -inf if none is finite."""
+    wide = widest(logits.device)
+    result = torch.full((1,), -torch.inf, dtype=wide, device=logits.device)
     for piece in _pieces(logits):
         finite = torch.where(torch.isfinite(piece), piece, -torch.inf)
-        result = torch.maximum(result, finite.amax().to(_F64))
+        result = torch.maximum(result, finite.amax().to(wide))
     return result
 
 
 def bound(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
-    """What no logit exceeds, as scaled_dot_product_attention was called: float64 of shape (1,).
+    """What no logit exceeds, as scaled_dot_product_attention was called: of shape (1,).
 
     The largest max‖q‖·max‖k‖ of all heads and samples, times the scale (1/√d where none is
     given), plus the largest entry of an additive mask. -inf if nothing is finite; None if
@@ -146,7 +148,7 @@ def bound(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
 
 def _longest_row(tensor: Tensor) -> Tensor:
     """Per head and sample; rows that are not finite are left out, -inf where all are."""
-    norms = torch.linalg.vector_norm(tensor, dim=-1, dtype=_F64)
+    norms = torch.linalg.vector_norm(tensor, dim=-1, dtype=widest(tensor.device))
     return torch.where(torch.isfinite(norms), norms, -torch.inf).amax(-1)
 
 

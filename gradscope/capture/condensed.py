@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from gradscope.capture import derive
+from gradscope.capture import derive, single_precision
 from gradscope.capture.statistics import MOMENTS
 
 # What, of which entity, the numbers on the device, further numbers that the host knows.
@@ -19,6 +19,7 @@ _NUMBERS: Mapping[derive.What, _Numbers] = {
     "output_gradient": "moments",
     "signal": "moments",
     "saturated": "sums",
+    "underflow": "sums",
     "attention_entropy": "sums",
     "attention_logit": "largest",
     "attention_bound": "largest",
@@ -60,6 +61,8 @@ def _added(numbers: Tensor, what: _Numbers) -> Tensor:
     """Of numbers (groups × rows × numbers) those of each group."""
     if what == "largest":
         return numbers.amax(dim=1)
+    if what == "moments" and numbers.dtype == torch.float32:
+        return single_precision.merged(numbers)
     total = numbers.sum(dim=1)
     if what == "moments":
         total[:, _MIN] = numbers[:, :, _MIN].amin(dim=1)

@@ -16,11 +16,14 @@ F64 = NDArray[np.float64]
 What = Literal[
     "gradient",  # moments of a parameter's gradient
     "touched",  # rows of an embedding's gradient that are not zero, rows
-    "magnitudes",  # entries of a parameter's gradient per octave
+    "magnitudes",  # sampled entries of a parameter's gradient per octave; subnormal; finite
     "weight",  # Σw² of the finite entries, their number
-    "update",  # Σ Δw², Σ g·Δw, Σ g², number of the sampled coordinates; entries / sampled
+    # Σ Δw², Σ g·Δw, Σ g², number of the sampled coordinates; number and unchanged of those with
+    # a gradient other than zero; entries / sampled
+    "update",
     "output",  # moments of a module's output
     "output_gradient",  # moments of the gradient arriving there
+    "underflow",  # subnormal ones among its sampled entries, finite ones
     "saturated",  # outputs at the end of their range, outputs
     "dead",  # dead units, units
     "time",  # moments of the gradient along time, of all time steps
@@ -64,7 +67,7 @@ def histograms(rows: RowsByKind, parameters: int) -> CountArray | None:
         return None
     entities, counted = merge_sums(rows["magnitudes"])
     counts = np.zeros((parameters, OCTAVES), np.uint32)
-    counts[entities] = counted
+    counts[entities] = counted[:, :OCTAVES]
     return counts
 
 
@@ -95,6 +98,10 @@ def _parameters(rows: RowsByKind, flags: Mapping[str, Mapping[int, float]]) -> _
     if "touched" in rows:
         entities, total = merge_sums(rows["touched"])
         columns["grad_touched_fraction"] = (entities, _ratio(total[:, 0], total[:, 1]))
+    if "magnitudes" in rows:
+        entities, total = merge_sums(rows["magnitudes"])
+        share = _ratio(total[:, OCTAVES], total[:, OCTAVES + 1])
+        columns["grad_underflow_fraction"] = (entities, share)
     norms: dict[int, float] = {}
     if "weight" in rows:
         entities, total = merge_sums(rows["weight"])
@@ -106,13 +113,14 @@ def _parameters(rows: RowsByKind, flags: Mapping[str, Mapping[int, float]]) -> _
     if "update" in rows:
         entities, total = merge_sums(rows["update"])
         change = np.where(total[:, 3] > 0, np.sqrt(total[:, 0]), np.nan)
+        columns["update_lost_fraction"] = (entities, _ratio(total[:, 5], total[:, 4]))
         # A sample of the coordinates stands for all of them.
-        whole = change * np.sqrt(total[:, 4])
+        whole = change * np.sqrt(total[:, 6])
         # A sample of mostly idle coordinates, as of an embedding, says nothing.
         zeros = dict(zip(*columns["grad_zero_fraction"], strict=True))
         idle = np.array([zeros.get(entity, 0.0) > _IDLE for entity in entities.tolist()])
-        whole[(total[:, 4] > 1) & idle] = np.nan
-        change[(total[:, 4] > 1) & idle] = np.nan
+        whole[(total[:, 6] > 1) & idle] = np.nan
+        change[(total[:, 6] > 1) & idle] = np.nan
         before = np.array([norms.get(entity, np.nan) for entity in entities.tolist()])
         columns["update_norm"] = (entities, whole)
         columns["update_ratio"] = (entities, _ratio(whole, before))
@@ -131,6 +139,7 @@ def _modules(rows: RowsByKind) -> _Columns:
         ("dead", "dead_unit_fraction"),
         ("time_steps", "time_steps"),
         ("attention_entropy", "attention_entropy"),
+        ("underflow", "output_grad_underflow_fraction"),
     )
     for what, quantity in means:
         if what in rows:

@@ -18,6 +18,7 @@ from gradscope.capture.names import (
     unwrapped,
 )
 from gradscope.capture.replaced import Former
+from gradscope.capture.statistics import real_entries
 from gradscope.errors import ConfigError
 from gradscope.quantities import TableName
 from gradscope.record import Entity
@@ -220,7 +221,7 @@ class Roster:
             name=name,
             kind=kind,
             shape=tuple(output.shape),
-            numel=output.numel(),
+            numel=real_entries(output),
             depth=self._started[name],
             group=group,
             type=of,
@@ -276,7 +277,9 @@ class Roster:
         if row is not None:
             return row
         depth = len(self._rows["signals"])
-        entity = Entity(name, "signal", tuple(tensor.shape), tensor.numel(), depth, "signal", name)
+        entity = Entity(
+            name, "signal", tuple(tensor.shape), real_entries(tensor), depth, "signal", name
+        )
         return self._add("signals", entity)
 
     def resolve_parameters(self) -> None:
@@ -347,7 +350,7 @@ def _parameter(name: str, owner: nn.Module, parameter: Tensor) -> Entity:
         name=name,
         kind="parameter",
         shape=tuple(parameter.shape),
-        numel=parameter.numel(),
+        numel=real_entries(parameter),
         depth=-1,
         group=parameter_group(name, owner),
         type=class_name(owner),

@@ -275,9 +275,9 @@ def _is_inside_activation(module: nn.Module, *, is_bounded: bool) -> bool:
     Of a user's own such module, what it does is not known: a relu in it is one, but a tanh or
     sigmoid may be a factor, as in x·σ(x), of which the ends of the range mean nothing.
     """
-    if _is_torchs(module):
-        return True
     is_leaf = next(module.children(), None) is None
+    if _is_torchs(module) or (is_leaf and module_group(module) == "activation"):
+        return True
     return is_bounded and is_leaf and next(module.parameters(), None) is None
 
 

@@ -28,8 +28,8 @@ _F64 = torch.float64
 _WIDTHS: dict[What, int] = {
     "gradient": len(MOMENTS),
     "weight": 2,
-    "update": 5,
-    "magnitudes": OCTAVES,
+    "update": 7,
+    "magnitudes": OCTAVES + 2,
 }
 # Of the moments min and max are not sums.
 _ADDED = (0, 1, 2, 5, 6)
@@ -300,15 +300,15 @@ def _contribution(
     # What a sample stands for: a process's own sample, its own part of the parameter.
     scales = [collected.get(("update", row), (None, (1.0,)))[1][0] for row in family.counts]
     scale = torch.tensor(scales, dtype=_F64, device="cpu").to(family.device, non_blocking=True)
-    products = stacked("update", zeros(4))
+    products = stacked("update", zeros(6))
     added = torch.cat(
         [
             moments[:, _ADDED],
             stacked("weight", zeros(2)),
             products[:, :3] * scale[:, None],
-            products[:, 3:],
+            products[:, 3:4],
             products[:, 3:] * scale[:, None],
-            stacked("magnitudes", zeros(OCTAVES)),
+            stacked("magnitudes", zeros(OCTAVES + 2)),
         ],
         1,
     )
@@ -321,14 +321,16 @@ def _merged(added: Tensor, extremes: Tensor, missing: Tensor) -> dict[What, Tens
     missing: whether a process had none, and whether one had no histograms: unknown, then.
     """
     added = torch.where(missing[0], torch.nan, added)
-    sums, weight, update, magnitudes = added.split([5, 2, 5, OCTAVES], 1)
+    sums, weight, update, magnitudes = added.split([5, 2, 7, OCTAVES + 2], 1)
     count, total, sumsq, zeros, nonfinite = sums.unbind(1)
     highest, lowest = extremes[:, 0], -extremes[:, 1]
-    scale = update[:, 4:] / update[:, 3:4]
+    scale = update[:, 4:5] / update[:, 3:4]
     return {
         "gradient": torch.stack([count, total, sumsq, lowest, highest, zeros, nonfinite], 1),
         "weight": weight,
-        "update": torch.cat([update[:, :3] / scale, update[:, 3:4], scale], 1),
+        "update": torch.cat(
+            [update[:, :3] / scale, update[:, 3:4], update[:, 5:] / scale, scale], 1
+        ),
         # Counts are whole numbers: none where they are not known.
         "magnitudes": torch.where(missing.any(), 0.0, magnitudes),
     }

@@ -188,7 +188,7 @@ class ModuleTaps:
             rows.entries = [
                 entry
                 for entry in rows.entries
-                if entry[0] != "output_gradient" or entry[1] not in uncertain
+                if entry[0] not in {"output_gradient", "underflow"} or entry[1] not in uncertain
             ]
             self._arrivals.seen -= uncertain
 

@@ -32,7 +32,7 @@ def sampling(parameters: Iterable[Tensor]) -> str | None:
 
 def _entries(parameter: Tensor) -> int:
     """The real numbers that it holds; of a parameter that is split, that this process holds."""
-    return local(parameter).numel() * (2 if parameter.is_complex() else 1)
+    return statistics.real_entries(local(parameter))
 
 
 @dataclass(slots=True)
@@ -44,6 +44,8 @@ class _Pending:
     coordinates: Tensor | None
     before: Tensor
     gradient: Tensor
+    # Whether that is in the dtype that the gradient has.
+    in_own_dtype: bool
     # Whether the update is not made after all.
     skipped: Tensor | None
 
@@ -171,9 +173,11 @@ class ParameterReader:
             dense = gradient.to_dense() if gradient.is_sparse else gradient
             before = self._samples.take(parameter, parameter)
             taken = self._samples.take(dense, parameter)
+            dtype = taken.dtype
             if left.scale is not None:
                 taken = divided(taken, left.scale)
-            pending = _Pending(row, parameter, coordinates, before, taken, left.overflow)
+            same = taken.dtype == dtype
+            pending = _Pending(row, parameter, coordinates, before, taken, same, left.overflow)
             self._pending.append(pending)
 
     def _count_touched(self, row: int, gradient: Tensor, left: Deferred) -> None:
@@ -184,12 +188,15 @@ class ParameterReader:
 
     def _count(self, read: Sequence[_Pending]) -> None:
         """The histograms of the gradients, from the copies that the updates need anyway."""
-        by_device: dict[torch.device, list[_Pending]] = {}
+        alike: dict[tuple[torch.device, torch.dtype], list[_Pending]] = {}
         for entry in read:
-            by_device.setdefault(entry.gradient.device, []).append(entry)
-        for entries in by_device.values():
+            key = (entry.gradient.device, entry.gradient.dtype)
+            alike.setdefault(key, []).append(entry)
+        for entries in alike.values():
             counted = statistics.magnitudes(entry.gradient for entry in entries)
             for entry, counts in zip(entries, counted, strict=True):
+                if not entry.in_own_dtype:
+                    counts[-2] = torch.nan
                 skipped = entry.skipped
                 kept = counts if skipped is None else counts * ~beside(skipped, counts)
                 self._rows.add("magnitudes", entry.row, kept)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from gradscope.analysis.words import listed
 from gradscope.capture.guard import SCALARS, Guard
+from gradscope.capture.precision import widened
 from gradscope.capture.recorder import Pulse
 from gradscope.capture.scaling import beside
 from gradscope.capture.shards import known
@@ -150,13 +151,13 @@ class Pulses:
         # As torch has it, in the norm's dtype; nothing that is not finite can be clipped.
         factor = float(max_norm) / (found.reshape(()) + 1e-6)
         clipped = (factor < 1) & torch.isfinite(found)
-        before = found.reshape(()).to(torch.float64, copy=True)
+        before = widened(found.reshape(()))
         if scale is not None:
             before /= beside(scale, before)
         pulse = self.current()
         pulse.add("grad_norm_before_clip", before)
-        pulse.add("grad_norm_after_clip", before * factor.clamp(max=1.0).to(torch.float64))
-        pulse.add("clipped", clipped.to(torch.float64))
+        pulse.add("grad_norm_after_clip", before * widened(factor.clamp(max=1.0)))
+        pulse.add("clipped", widened(clipped))
 
     def loss(self, loss: Tensor | float, source: str, *, is_part: bool = False) -> None:
         """A loss, and where it was seen; parts add up to the step's, others are averaged."""
@@ -174,7 +175,7 @@ class Pulses:
         else:
             pulse.add("loss", loss)
         if isinstance(loss, Tensor):
-            pulse.add("loss_nonfinite", (~torch.isfinite(loss)).to(torch.float64))
+            pulse.add("loss_nonfinite", widened(~torch.isfinite(loss)))
         else:
             pulse.add("loss_nonfinite", float(not math.isfinite(loss)))
 
@@ -183,7 +184,7 @@ class Pulses:
         if isinstance(value, Tensor):
             if value.numel() == 1 and not value.is_complex():
                 if (here := known(value.detach())) is not None:
-                    return here.reshape(()).to(torch.float64, copy=True)
+                    return widened(here.reshape(()))
                 self._guard.say(SCALARS, _SPREAD.format(name=name), aloud=False)
                 return None
             message = f"log({name}=...) got a tensor of shape {tuple(value.shape)}; it is dropped"

@@ -1,7 +1,8 @@
 """From device buffers to the log: one copy per recorded step, everything slow in a thread.
 
-The training thread collects small float64 tensors on the device. When a step closes they travel
-in one copy; the recorder's thread waits for it, derives the quantities and writes.
+The training thread collects small tensors on the device: float64, or float32 where it has none.
+When a step closes they travel in one copy; the recorder's thread waits for it, derives the
+quantities and writes.
 """
 
 import os
@@ -21,6 +22,7 @@ from gradscope.capture import derive
 from gradscope.capture.condensed import Row, condensed
 from gradscope.capture.guard import in_words
 from gradscope.capture.statistics import LOWEST_OCTAVE
+from gradscope.capture.widening import widened
 from gradscope.log import schema
 from gradscope.log.scalars import layer_scalars, pulse_scalars, table_scalars
 from gradscope.log.writer import RunWriter
@@ -158,7 +160,7 @@ class _Transfer:
         for device, (numbers, event) in self._sent.items():
             if event is not None:
                 event.synchronize()
-            streams[device] = numbers.cpu().numpy()
+            streams[device] = numbers.cpu().numpy().astype(np.float64, copy=False)
         at = dict.fromkeys(streams, 0)
 
         def take(tensor: Tensor) -> F64:
@@ -169,6 +171,8 @@ class _Transfer:
         rows: derive.RowsByKind = {}
         for what, entity, numbers, known in self.packet.rows.entries if self.packet.rows else []:
             row = take(numbers)
+            if numbers.dtype == torch.float32:
+                row = widened(what, row)
             rows.setdefault(what, []).append((entity, np.append(row, known) if known else row))
         pulses = []
         for pulse in self.packet.pulses:

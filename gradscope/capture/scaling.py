@@ -13,10 +13,11 @@ from torch import Tensor
 from torch.amp.grad_scaler import GradScaler, OptState
 from torch.optim import Optimizer
 
-from gradscope.capture import statistics
+from gradscope.capture import single_precision, statistics
 from gradscope.capture.context import called_by_grad_scaler
 from gradscope.capture.guard import Guard
 from gradscope.capture.optimizers import Optimizers
+from gradscope.capture.precision import widened
 from gradscope.capture.recorder import Pulse
 
 
@@ -41,7 +42,9 @@ def beside(single: Tensor, tensor: Tensor) -> Tensor:
 
 def unscaled(moments: Tensor, scale: Tensor) -> Tensor:
     """The moments of the tensor divided by the positive scale."""
-    scale = beside(scale, moments).to(torch.float64)
+    scale = beside(scale, moments).to(moments.dtype)
+    if moments.dtype == torch.float32:
+        return single_precision.divided(moments, scale)
     one = torch.ones_like(scale)
     return moments / torch.stack([one, scale, scale.square(), scale, scale, one, one])
 
@@ -86,7 +89,7 @@ class LossScaling:
         self._asked_before = self._asked()
         initial: float = self._scaler._init_scale  # noqa: SLF001
         scale = self._scale
-        pulse.add("loss_scale", initial if scale is None else scale.to(torch.float64, copy=True))
+        pulse.add("loss_scale", initial if scale is None else widened(scale))
 
     def left_to(self, optimizer: Optimizer, pulse: Pulse) -> Deferred:
         """What the optimizer, whose step begins, has to do by itself; notes if it skips."""
@@ -96,7 +99,7 @@ class LossScaling:
             return Deferred()
         # A new tensor: the scaler adds up its own.
         overflow = found.reshape(()) > 0
-        pulse.add("skipped", overflow.to(torch.float64))
+        pulse.add("skipped", widened(overflow))
         return Deferred(scale, overflow)
 
     def has_skipped(self, stepped: AbstractSet[int]) -> bool:

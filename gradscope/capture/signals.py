@@ -9,6 +9,7 @@ from torch import Tensor
 from gradscope.capture import statistics
 from gradscope.capture.entities import Roster
 from gradscope.capture.outputs import first_tensor, is_measurable, output_loss
+from gradscope.capture.precision import widened
 from gradscope.capture.pulses import Pulses
 from gradscope.capture.shards import known
 from gradscope.capture.step import Step
@@ -27,7 +28,7 @@ class Signals:
         if (loss := output_loss(output)) is not None:
             # transformers' models divide by this, the words of all the step's micro-batches.
             is_part = kwargs.get("num_items_in_batch") is not None
-            number = loss.detach().to(torch.float64, copy=True)
+            number = widened(loss.detach())
             self._pulses.loss(number, "output", is_part=is_part)
 
     def see_criterion(
@@ -37,7 +38,7 @@ class Signals:
         if not (isinstance(loss, Tensor) and loss.requires_grad):
             return
         if (value := known(loss)) is not None:
-            self._pulses.loss(value.detach().to(torch.float64, copy=True).mean(), "criterion")
+            self._pulses.loss(widened(value.detach()).mean(), "criterion")
         for index, (name, keyword) in enumerate((("output", "input"), ("target", "target"))):
             signal = args[index] if len(args) > index else kwargs.get(keyword)
             if signal is not None:

@@ -1,14 +1,18 @@
 """Tensor → sufficient statistics, on the tensor's own device: pure functions, no state.
 
-All sums are accumulated in float64, so that squares of 1e±20 neither overflow nor vanish.
+All sums are accumulated in float64, so that squares of 1e±20 neither overflow nor vanish. On a
+device that has none the rows are those of `single_precision`.
 Nothing here makes the host wait for a device.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
+from gradscope.capture import single_precision
+from gradscope.capture.precision import has_float64, widened, widest
 from gradscope.capture.shards import local
 
 # The moments of a tensor, in this order. Non-finite entries are counted, and left out of the
@@ -23,6 +27,9 @@ OCTAVES = 128
 _CHUNK = 65_536
 # Where launching costs more than memory traffic: what a piece needs beside it stays below 200 MB.
 _LARGE_CHUNK = 4_194_304
+
+# The standard error of a share is at most half a percent.
+_SAMPLE = 8_192
 
 _F64 = torch.float64
 
@@ -41,11 +48,28 @@ def plain(tensor: Tensor) -> Tensor:
     return tensor.reshape(-1)
 
 
+def real_entries(tensor: Tensor) -> int:
+    """The real numbers that it holds: a complex one is two."""
+    return tensor.numel() * (2 if tensor.is_complex() else 1)
+
+
+def underflows(tensor: Tensor) -> Tensor:
+    """(subnormal entries, finite entries) of an evenly spaced sample: of shape (2,)."""
+    flat = plain(tensor)
+    # Odd: no power of two that a shape is made of divides it.
+    sample = flat[:: flat.numel() // _SAMPLE | 1]
+    size = sample.abs()
+    lost = (size > 0) & (size < torch.finfo(flat.dtype).tiny)
+    return widened(torch.stack([lost.sum(), torch.isfinite(size).sum()]))
+
+
 def moments(tensor: Tensor) -> Tensor:
     """The sufficient statistics of all entries: float64 of shape (7,), see MOMENTS."""
     if tensor.is_sparse:
         return _sparse_moments(tensor)
     flat = plain(tensor)
+    if not has_float64(flat.device):
+        return single_precision.moments(flat)
     if flat.numel() == 0:
         nothing = torch.zeros(len(MOMENTS), dtype=_F64, device=flat.device)
         nothing[3], nothing[4] = torch.inf, -torch.inf
@@ -108,6 +132,8 @@ def _sparse_moments(tensor: Tensor) -> Tensor:
     values = tensor.values()
     result = moments(values)
     absent = tensor.numel() - values.numel()
+    if not has_float64(tensor.device):
+        return single_precision.with_zeros(result, absent)
     if absent:
         zero = torch.zeros((), dtype=_F64, device=result.device)
         result = torch.stack(
@@ -125,20 +151,22 @@ def _sparse_moments(tensor: Tensor) -> Tensor:
 
 
 def touched_rows(tensor: Tensor) -> Tensor:
-    """How many rows have an entry other than zero: a float64 scalar."""
+    """How many rows have an entry other than zero: a scalar."""
     tensor = tensor.detach()
     if tensor.is_sparse:
         tensor = tensor.coalesce().values()
     if tensor.numel() == 0:
-        return torch.zeros((), dtype=_F64, device=tensor.device)
+        return torch.zeros((), dtype=widest(tensor.device), device=tensor.device)
     # No mask as large as the tensor is needed; NaN differs from zero.
     low, high = torch.aminmax(plain(tensor).view(len(tensor), -1), dim=1)
-    return ((low != 0) | (high != 0)).sum().to(_F64)
+    return widened(((low != 0) | (high != 0)).sum())
 
 
 def squares(tensor: Tensor) -> Tensor:
     """(Σx², count) of the finite entries: float64 of shape (2,)."""
     flat = plain(tensor)
+    if not has_float64(flat.device):
+        return single_precision.squares(flat)
     total = torch.zeros(2, dtype=_F64, device=flat.device)
     if flat.device.type == "cpu":
         for piece in flat.split(_CHUNK):
@@ -156,10 +184,13 @@ def squares(tensor: Tensor) -> Tensor:
 
 
 def update_products(before: Tensor, after: Tensor, gradient: Tensor) -> Tensor:
-    """(Σ Δw², Σ g·Δw, Σ g², their number) over the given coordinates: float64 of shape (4,).
+    """Of the given coordinates: float64 of shape (6,).
 
-    Coordinates where the change or the gradient is not finite are left out.
+    Σ Δw², Σ g·Δw, Σ g²; their number; of those with a gradient other than zero the number, and how
+    many did not change. Coordinates where the change or the gradient is not finite are left out.
     """
+    if not has_float64(before.device):
+        return single_precision.update_products(before, after, gradient)
     change = after.to(_F64) - before.to(_F64)
     wide = gradient.to(_F64)
     if change.device.type == "cpu":
@@ -172,7 +203,19 @@ def update_products(before: Tensor, after: Tensor, gradient: Tensor) -> Tensor:
 
 
 def _products(change: Tensor, gradient: Tensor, count: Tensor) -> Tensor:
-    return torch.stack([change.dot(change), gradient.dot(change), gradient.dot(gradient), count])
+    given = torch.count_nonzero(gradient)
+    # Of a product of both the smallest would vanish.
+    moved = torch.count_nonzero(torch.logical_and(gradient, change))
+    return torch.stack(
+        [
+            change.dot(change),
+            gradient.dot(change),
+            gradient.dot(gradient),
+            count,
+            given.to(_F64),
+            (given - moved).to(_F64),
+        ]
+    )
 
 
 def _finite(wide: Tensor) -> Tensor:
@@ -180,9 +223,10 @@ def _finite(wide: Tensor) -> Tensor:
 
 
 def magnitudes(tensors: Iterable[Tensor]) -> Tensor:
-    """How many entries of each flat tensor are in which octave: float64 of shape (tensors, 128).
+    """How many entries of each flat tensor are in which octave: of shape (tensors, 128 + 2).
 
-    The outer bins are open; zeros and non-finite entries are in none. All on one device.
+    The outer bins are open; zeros and non-finite entries are in none. Behind them how many entries
+    are subnormal, and how many finite. All on one device, and of one dtype.
     """
     return torch.cat([_count_octaves(batch) for batch in _batches(tensors)])
 
@@ -203,28 +247,32 @@ def _batches(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
 
 
 def _count_octaves(tensors: list[Tensor]) -> Tensor:
-    # A copy, in the widest of their formats: it may be written into.
+    # A copy: it may be written into.
     joined = torch.cat(tensors)
     wide = joined.dtype == _F64
     bits = joined.view(torch.int64) if wide else joined.to(torch.float32).view(torch.int32)
     width, bias = (52, 1023) if wide else (23, 127)
-    # The exponent is an entry's octave: 0 for zeros, the largest one for what is not finite.
+    # The exponent is an entry's octave: 0 for zeros and subnormal numbers, the largest one for
+    # what is not finite.
     bits &= torch.iinfo(bits.dtype).max
     nonzero = bits.clamp_max(1)
     bits >>= width
-    # Subnormal numbers have the exponent of zero; the next one is in the first bin, too.
-    torch.maximum(bits, nonzero, out=bits)
+    # Now 0 is that of zeros alone.
+    bits += nonzero
     parts = bits.split([tensor.numel() for tensor in tensors])
     count = _occurrences if bits.device.type == "cpu" else _device_occurrences
-    counts = count(parts, 2 * bias + 2)
-    second = bias + LOWEST_OCTAVE + 1
+    counts = count(parts, 2 * bias + 3)
+    second = bias + LOWEST_OCTAVE + 2
     last = second + OCTAVES - 2
+    normal = bias + round(math.log2(torch.finfo(joined.dtype).tiny)) + 1
     folded = [
         counts[:, 1:second].sum(1, keepdim=True),
         counts[:, second:last],
         counts[:, last:-1].sum(1, keepdim=True),
+        counts[:, 1:normal].sum(1, keepdim=True),
+        counts[:, :-1].sum(1, keepdim=True),
     ]
-    return torch.cat(folded, 1).to(_F64)
+    return widened(torch.cat(folded, 1))
 
 
 def _occurrences(parts: Sequence[Tensor], kinds: int) -> Tensor:
@@ -241,9 +289,9 @@ def _device_occurrences(parts: Sequence[Tensor], kinds: int) -> Tensor:
 
 
 def count_outside(tensor: Tensor, low: float, high: float) -> Tensor:
-    """How many entries are ≤ low or ≥ high: a float64 scalar."""
+    """How many entries are ≤ low or ≥ high: a scalar."""
     tensor = local(tensor.detach())
-    return ((tensor <= low) | (tensor >= high)).sum().to(_F64)
+    return widened(((tensor <= low) | (tensor >= high)).sum())
 
 
 def active_units(output: Tensor, unit_dim: int) -> Tensor:

@@ -9,6 +9,7 @@ from gradscope.capture import statistics
 from gradscope.capture.activations import range_of_module
 from gradscope.capture.config import CaptureConfig
 from gradscope.capture.entities import channels_first
+from gradscope.capture.precision import widened
 from gradscope.capture.recorder import Rows
 
 
@@ -83,7 +84,7 @@ class Units:
             if activity.samples >= self._config.dead_after_samples:
                 dead = (activity.quiet >= self._config.dead_after_samples).sum()
                 units = float(activity.quiet.numel())
-                rows.add("dead", row, dead.to(torch.float64), units)
+                rows.add("dead", row, widened(dead), units)
 
 
 def _measure_range(

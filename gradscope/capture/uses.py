@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from gradscope.capture.derive import What
 from gradscope.capture.entities import Roster
+from gradscope.capture.precision import widened
 from gradscope.capture.recorder import Rows
 
 # Some 8 MB of seven numbers each and their hooks.
@@ -128,4 +129,4 @@ class Uses:
 
 def add_time_steps(rows: Rows, row: int, count: int) -> None:
     """Over how many time steps gradients were followed, once."""
-    rows.add("time_steps", row, torch.full((), count, dtype=torch.float64, device="cpu"), 1.0)
+    rows.add("time_steps", row, widened(torch.full((), count, device="cpu")), 1.0)

@@ -56,6 +56,7 @@ class ParameterReference:
         }
         self._before: dict[str, F64] = {}
         self._gradients: dict[str, F64 | None] = {}
+        self._smallest: dict[str, float] = {}
         self.steps: list[dict[str, Numbers]] = []
 
     def before_update(self) -> None:
@@ -65,6 +66,8 @@ class ParameterReference:
         for name, parameter in self._named.items():
             self._before[name] = wide(parameter)
             self._gradients[name] = None if parameter.grad is None else wide(parameter.grad)
+            if parameter.grad is not None:
+                self._smallest[name] = torch.finfo(parameter.grad.dtype).smallest_normal
 
     def after_update(self) -> None:
         self.steps.append(
@@ -93,9 +96,14 @@ class ParameterReference:
         if name in self._embeddings:
             rows = gradient.reshape(len(parameter), -1)
             numbers["grad_touched_fraction"] = float((rows != 0).any(axis=1).mean())
+        sizes = np.abs(gradient[np.isfinite(gradient)])
+        lost = (sizes > 0) & (sizes < self._smallest[name])
+        numbers["grad_underflow_fraction"] = float(lost.mean()) if sizes.size else _NAN
         change = wide(parameter) - before
         both = np.isfinite(change) & np.isfinite(gradient)
         change, gradient = change[both], gradient[both]
+        kept = change[gradient != 0] == 0
+        numbers["update_lost_fraction"] = float(kept.mean()) if kept.size else _NAN
         size = float(np.sqrt((change**2).sum())) if both.any() else _NAN
         numbers["update_norm"] = size
         numbers["update_ratio"] = size / norm if norm > 0 else _NAN

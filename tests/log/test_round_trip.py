@@ -150,3 +150,19 @@ def test_loaded_arrays_are_read_only(small_run: Path) -> None:
     run = load(small_run)
     arrays = [run.parameters.values, run.parameters.steps, run.steps, *run.scalars.values()]
     assert [array.flags.writeable for array in arrays] == [False] * len(arrays)
+
+
+def test_what_an_older_gradscope_did_not_measure_is_nan(tmp_path: Path) -> None:
+    older = CATALOGUE["parameters"][:5]
+    rows = np.arange(5, dtype=np.float32)[:, None]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(CATALOGUE, "parameters", older)
+        writer = RunWriter(tmp_path, {})
+        writer.entities("parameters", [Entity("weight", "parameter", (1,), 1, 0, "weight", "")])
+        writer.step(0, {"parameters": rows}, {}, None)
+        writer.close()
+    table = load(tmp_path).parameters
+    assert set(table.quantities) == {quantity.name for quantity in CATALOGUE["parameters"]}
+    for index, quantity in enumerate(older):
+        assert table[quantity.name].tolist() == [[index]]
+    assert np.isnan(table["update_lost_fraction"]).all()

@@ -12,8 +12,10 @@ from torch.optim import SGD
 
 from gradscope.capture.scope import watch
 from gradscope.record import Run
+from gradscope.reporters.figures.magnitudes import shares_of
 from tests.capture.trainings import mlp_model, vectors
 from tests.setups.received import Arrived, Received, assert_describes, entries
+from tests.setups.support import support
 
 # Not a power of two: dividing by it rounds.
 SCALE = 1000.0
@@ -27,6 +29,13 @@ def make_model() -> nn.Module:
 # Autocast and half precision.
 
 
+@support(
+    "Precision",
+    "autocast, bfloat16 and float16",
+    parameters="right",
+    outputs="right",
+    output_gradients="right",
+)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_outputs_and_gradients_under_autocast(dtype: torch.dtype, tmp_path: Path) -> None:
     model, scaler = make_model(), GradScaler("cpu", init_scale=SCALE)
@@ -50,6 +59,13 @@ def test_outputs_and_gradients_under_autocast(dtype: torch.dtype, tmp_path: Path
         assert_describes(run.parameters, "grad_", 0, name, gradient)
 
 
+@support(
+    "Precision",
+    "models in bfloat16, float16 and float64",
+    parameters="right",
+    outputs="right",
+    output_gradients="right",
+)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_models_of_another_precision(dtype: torch.dtype, tmp_path: Path) -> None:
     model = make_model().to(dtype)
@@ -101,6 +117,13 @@ def held(size: float, dtype: torch.dtype) -> bool:
 CASES = [(dtype, size) for dtype in DTYPES for size in SIZES if held(size, dtype)]
 
 
+@support(
+    "Precision",
+    "complex parameters; values whose squares no dtype of theirs holds",
+    parameters="right",
+    outputs="right",
+    output_gradients="right",
+)
 @pytest.mark.parametrize(("dtype", "size"), CASES, ids=str)
 def test_statistics_of_extreme_values(dtype: torch.dtype, size: float, tmp_path: Path) -> None:
     torch.manual_seed(0)
@@ -170,3 +193,21 @@ def test_complex_model_with_bounded_activation_is_recorded_whole(tmp_path: Path)
     assert (run.modules["output_grad_norm"] > 0).all()
     # What saturates a complex number is not defined.
     assert np.isnan(run.modules["output_saturated_fraction"]).all()
+
+
+def test_complex_parameters_weigh_as_many_numbers_as_they_hold(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(40, 30, bias=False, dtype=torch.complex64)
+    optimizer = SGD(model.parameters(), lr=0.1)
+    with watch(model, optimizer, log_dir=tmp_path, every=1) as scope:
+        model(torch.randn(8, 40, dtype=torch.complex64)).abs().sum().backward()
+        assert model.weight.grad is not None
+        # All of the real parts, of 2,400 real numbers.
+        model.weight.grad.real.fill_(torch.nan)
+        optimizer.step()
+        run = scope.run()
+    (entity,) = run.parameters.entities
+    assert (entity.shape, entity.numel) == ((30, 40), 2400)
+    assert run.parameters["grad_nonfinite"][0, 0] == 1200
+    # What is not finite is in no bin: half of all.
+    assert shares_of(run, [0]).bins.sum() == pytest.approx(0.5)
