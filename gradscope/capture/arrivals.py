@@ -15,7 +15,6 @@ from gradscope.capture.recorder import Rows
 from gradscope.capture.scaling import LossScaling
 from gradscope.capture.uses import Use, Uses
 
-# In these much is lost between the smallest numbers.
 _HALF = frozenset({torch.float16, torch.bfloat16})
 
 
@@ -101,11 +100,16 @@ class Arrivals:
         if roles:
             with torch.no_grad():
                 moments = self._scaling.unscaled(statistics.moments(gradient))
-                # Of wider ones hardly any: not worth a look.
-                if tap.row is not None and gradient.dtype in _HALF and gradient.numel():
-                    tap.rows.add("underflow", tap.row, statistics.underflows(gradient))
+                if tap.row is not None:
+                    self._count_underflows(tap.rows, tap.row, gradient)
             for what, entity in roles:
                 tap.rows.add(what, entity, moments)
+
+    @staticmethod
+    def _count_underflows(rows: Rows, row: int, gradient: Tensor) -> None:
+        # Of wider formats hardly any: not worth a look.
+        if gradient.dtype in _HALF and not gradient.is_sparse and gradient.numel():
+            rows.add("underflow", row, statistics.underflows(gradient))
 
     def base_reached(self, tap: "GradientTap") -> None:
         """A gradient came to what an output is a view of."""

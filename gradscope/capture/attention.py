@@ -101,10 +101,9 @@ def entropy(weights: Tensor) -> Tensor:
     A key that the mask forbids has a weight of zero, and adds nothing: the entropy is over the
     allowed ones. Rows with an entry that is not finite, as without any allowed key, are left out.
     """
-    wide = widest(weights.device)
-    total = torch.zeros(2, dtype=wide, device=weights.device)
+    total = torch.zeros(2, dtype=widest(weights.device), device=weights.device)
     for piece in _pieces(weights):
-        rows = torch.special.entr(piece.to(wide)).sum(-1)
+        rows = torch.special.entr(piece.to(total.dtype)).sum(-1)
         known = torch.isfinite(rows)
         total[0] += torch.where(known, rows, 0.0).sum()
         total[1] += known.sum()
@@ -113,11 +112,10 @@ def entropy(weights: Tensor) -> Tensor:
 
 def largest(logits: Tensor) -> Tensor:
     """The largest finite entry: of shape (1,), -inf if none is finite."""
-    wide = widest(logits.device)
-    result = torch.full((1,), -torch.inf, dtype=wide, device=logits.device)
+    result = torch.full((1,), -torch.inf, dtype=widest(logits.device), device=logits.device)
     for piece in _pieces(logits):
         finite = torch.where(torch.isfinite(piece), piece, -torch.inf)
-        result = torch.maximum(result, finite.amax().to(wide))
+        result = torch.maximum(result, finite.amax().to(result.dtype))
     return result
 
 

@@ -283,3 +283,49 @@ def test_clipping_and_the_criterions_loss(tmp_path: Path) -> None:
     assert signals["rms"][1, signals.names.index("input")] == pytest.approx(
         np.sqrt((wide(x) ** 2).mean()), rel=1e-5
     )
+
+
+class Attentive(nn.Module):
+    """Attention written out, and the fused one, behind an embedding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(20, 8)
+        self.query, self.key = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def projected(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x = self.embedding(tokens)
+        return x, self.query(x), self.key(x)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x, query, key = self.projected(tokens)
+        weights = torch.softmax(query @ key.transpose(-1, -2), -1)
+        return F.relu(weights @ x + F.scaled_dot_product_attention(query, key, x))
+
+
+def test_functional_calls_attention_and_touched_rows(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, tokens = Attentive(), torch.randint(10, (3, 5))
+    with torch.no_grad():
+        _, query, key = (tensor.double().numpy() for tensor in model.projected(tokens))
+    logits = query @ key.transpose(0, 2, 1)
+    weights = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    longest = np.linalg.norm(query, axis=-1).max(-1) * np.linalg.norm(key, axis=-1).max(-1)
+    expected = {
+        "attention_logit_max": logits.max(),
+        "attention_entropy": -(weights * np.log(weights)).sum(-1).mean(),
+        "attention_logit_bound": longest.max() / np.sqrt(8),
+    }
+    optimizer = SGD(model.parameters(), 0.1)
+    with no_float64(), watch(model, optimizer, log_dir=tmp_path, every=1) as scope:
+        loss = model(tokens).square().sum()
+        loss.backward()
+        optimizer.step()
+        scope.log(loss=loss)
+        run = scope.run()
+    assert run.meta["problems"] == []
+    for quantity, value in expected.items():
+        assert np.nanmax(run.modules[quantity]) == pytest.approx(value, rel=1e-5), quantity
+    at = run.parameters.names.index("embedding.weight")
+    touched = len(torch.unique(tokens)) / 20
+    assert run.parameters["grad_touched_fraction"][0, at] == pytest.approx(touched)
