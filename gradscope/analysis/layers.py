@@ -29,7 +29,10 @@ def activations(run: Run, types: frozenset[str]) -> list[int]:
     """
     table = run.modules
     if not any(entity.group == "activation" for entity in table.entities):
-        message = "no activation was seen, neither a module nor a function that the forward calls"
+        message = (
+            "no activation was seen, neither a module nor a function that the forward calls; "
+            "in compiled models only modules are seen"
+        )
         raise UnjudgedError(message)
     return [column for column, entity in enumerate(table.entities) if entity.type in types]
 

@@ -77,6 +77,17 @@ def called_by_grad_scaler() -> bool:
     return False
 
 
+def is_inside_compiled() -> bool:
+    """Whether what torch.compile made calls this, if not from within a graph."""
+    frame = sys._getframe(1)  # noqa: SLF001
+    while frame.f_back is not None:
+        frame = frame.f_back
+        code = frame.f_code
+        if code.co_name == "compile_wrapper" and code.co_filename.endswith("eval_frame.py"):
+            return True
+    return False
+
+
 def is_compiled(model: nn.Module) -> bool:
     """Whether torch.compile was asked to compile the model or a part of it."""
     # By name: importing torch._dynamo to ask takes a second.

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from gradscope.capture import attention
 from gradscope.capture.activations import FUNCTIONS, kind_of, range_of_call
 from gradscope.capture.config import CaptureConfig
-from gradscope.capture.context import is_compiled, is_set_apart
+from gradscope.capture.context import is_compiled, is_inside_compiled, is_set_apart
 from gradscope.capture.entities import ROOT, Roster, module_group
 from gradscope.capture.guard import OUTPUTS, Guard
 from gradscope.capture.hooks import Hooks
@@ -60,6 +60,8 @@ class FunctionalTaps:
         self._note_start = note_start
         self._hooks = Hooks(self)
         self._rows: Rows | None = None
+        # Whether the modules have hooks, which they get once in a step.
+        self._follows = False
         self._names: dict[nn.Module, str] = {}
         self._mode: ForwardMode | None = None
         # The modules that are running, from the outermost to the innermost.
@@ -70,12 +72,16 @@ class FunctionalTaps:
         self._passed_over = False
 
     def arm(self, rows: Rows) -> None:
-        """Follow which module runs: what is called in it goes to `rows`."""
+        """What is called in the forwards of this step goes to `rows`."""
         self.disarm()
         self._passed_over = False
-        if self._is_left_alone():
-            return
         self._rows = rows
+
+    def _follow(self) -> None:
+        """Follow which module runs."""
+        if self._follows:
+            return
+        self._follows = True
         root = self._roster.model
         self._names = {module: name or ROOT for name, module in root.named_modules()}
         for module in self._names:
@@ -100,6 +106,9 @@ class FunctionalTaps:
         if self._rows is None or module is not self._roster.model:
             return
         if self._mode is None:
+            if self._is_left_alone():
+                return
+            self._follow()
             self._calls.clear()
             self._scores.clear()
             self._mode = ForwardMode(self._see)
@@ -109,8 +118,8 @@ class FunctionalTaps:
 
     def _is_left_alone(self) -> bool:
         """Whether a mode would change what the model runs."""
-        if is_compiled(self._roster.model):
-            self.say_compiled()
+        if is_compiled(self._roster.model) or is_inside_compiled():
+            # They would be compiled anew: to a graph a mode matters, and hooks that come and go.
             return True
         for name, module in self._roster.model.named_modules():
             may_fuse = isinstance(module, _FUSING) and not module.training
@@ -153,11 +162,7 @@ class FunctionalTaps:
         self._scores.clear()
         if self._rows is None:
             self._hooks.remove()
-
-    def say_compiled(self) -> None:
-        """A mode, and hooks that come and go, would have the graphs compiled anew."""
-        message = "functional calls are not recorded: parts of the model are compiled"
-        self._guard.say(OUTPUTS, message, aloud=False)
+            self._follows = False
 
     def say_passed_over(self) -> None:
         """What ran without gradients did so in a re-entrant checkpoint."""

@@ -81,9 +81,7 @@ class ModuleTaps:
         self._first = {}
         self._sequences.complete(None)
         self.time.arm(rows)
-        if self._stay:
-            self._calls.say_compiled()
-        else:
+        if not self._stay:
             self._calls.arm(rows)
         for module in self._names:
             if self.time.needs_start(module):

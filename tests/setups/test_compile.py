@@ -115,6 +115,8 @@ def test_outputs_of_every_kind(subject: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     given = SUBJECTS[subject]()
     expected = expected_of(given, [(given.x, given.y)])
+    # No function that is called in a graph is told of.
+    expected.pop("attention/softmax#0", None)
     # Torch leaves recurrent nets to Python.
     forward = torch.compile(given.model, backend="aot_eager", fullgraph=subject != "lstm")
     run = one_step(given.model, lambda: [F.cross_entropy(forward(given.x), given.y)], tmp_path)
