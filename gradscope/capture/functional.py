@@ -119,7 +119,7 @@ class FunctionalTaps:
     def _is_left_alone(self) -> bool:
         """Whether a mode would change what the model runs."""
         if is_compiled(self._roster.model) or is_inside_compiled():
-            # They would be compiled anew: to a graph a mode matters, and hooks that come and go.
+            self.say_compiled()
             return True
         for name, module in self._roster.model.named_modules():
             may_fuse = isinstance(module, _FUSING) and not module.training
@@ -163,6 +163,11 @@ class FunctionalTaps:
         if self._rows is None:
             self._hooks.remove()
             self._follows = False
+
+    def say_compiled(self) -> None:
+        """A mode, and hooks that come and go, would have the graphs compiled anew."""
+        message = "functional calls are not recorded: parts of the model are compiled"
+        self._guard.say(OUTPUTS, message, aloud=False)
 
     def say_passed_over(self) -> None:
         """What ran without gradients did so in a re-entrant checkpoint."""

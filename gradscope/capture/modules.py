@@ -81,7 +81,9 @@ class ModuleTaps:
         self._first = {}
         self._sequences.complete(None)
         self.time.arm(rows)
-        if not self._stay:
+        if self._stay:
+            self._calls.say_compiled()
+        else:
             self._calls.arm(rows)
         for module in self._names:
             if self.time.needs_start(module):

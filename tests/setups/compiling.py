@@ -12,7 +12,7 @@ from torch._dynamo.utils import counters
 from torch.nn import functional as F  # noqa: N812
 from torch.optim import SGD
 
-from gradscope.record import Table
+from gradscope.record import Run, Table
 from tests.capture.reference import F64, described
 from tests.setups.received import entries
 
@@ -178,6 +178,12 @@ class Eager:
 
     def step_ends(self, _: object = None) -> None:
         self.steps.append({})
+
+
+def missed(run: Run) -> list[str]:
+    """What the run says it could not do, but for functional calls, which no graph tells of."""
+    said = [problem["message"] for problem in run.meta["problems"]]
+    return [message for message in said if not message.startswith("functional calls")]
 
 
 def assert_equals_eager(

@@ -28,6 +28,7 @@ from tests.setups.compiling import (
     eager_twin,
     fresh,
     graphs,
+    missed,
     regional,
     train,
     whole,
@@ -90,7 +91,7 @@ def test_numbers_are_eagers_and_graphs_those_without_gradscope(
         assert graphs() == expected
         run = scope.run()
     assert found.same_bits(unwatched)
-    assert run.meta["problems"] == []
+    assert missed(run) == []
     assert list(run.modules.steps) == [0, 2]
     assert_equals_eager(run.modules, eager_twin(build, 4))
     norms = [float(gradient.double().norm()) for gradient in unwatched.gradients]
@@ -122,7 +123,7 @@ def test_outputs_of_every_kind(subject: str, tmp_path: Path) -> None:
     run = one_step(given.model, lambda: [F.cross_entropy(forward(given.x), given.y)], tmp_path)
     assert_modules(run.modules, expected)
     assert set(run.modules.names) == set(expected)
-    assert run.meta["problems"] == []
+    assert missed(run) == []
 
 
 class Checkpointed(Blocks):
@@ -293,7 +294,7 @@ def test_autocast_and_a_grad_scaler(tmp_path: Path) -> None:
         run = scope.run()
     # A bfloat16 gradient is rounded at another place where it is scaled.
     assert_equals_eager(run.modules, eager, rtol=1e-2)
-    assert run.meta["problems"] == []
+    assert missed(run) == []
 
 
 # With a compiler of machine code.

@@ -24,6 +24,7 @@ from tests.setups.compiling import (
     assert_equals_eager,
     batch,
     fresh,
+    missed,
     regional,
     train,
     whole,
@@ -186,7 +187,7 @@ def test_copies_are_unseen(copied_by: Callable[[nn.Module], nn.Module], tmp_path
         train(copied, copied, 1)
         run = scope.run()
     assert run.steps.tolist() == [0, 1]
-    assert run.meta["problems"] == []
+    assert missed(run) == []
 
 
 # What goes wrong.
@@ -245,7 +246,7 @@ def test_exported_programs_have_nothing_of_ours(tmp_path: Path) -> None:
         with watch(model, log_dir=tmp_path / str(strict), every=1) as scope:
             train(model, whole(model, backend="aot_eager"), 2, lambda loss: scope.log(loss=loss))
             exported = torch.export.export(model, (x,), strict=strict)
-            assert scope.run().meta["problems"] == []
+            assert missed(scope.run()) == []
         assert [n.target for n in exported.graph.nodes] == [n.target for n in bare.graph.nodes]
 
 

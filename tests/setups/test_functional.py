@@ -314,6 +314,7 @@ def test_what_is_not_trainings_own_is_left_alone(between: Function, tmp_path: Pa
     assert messages(run) == []
 
 
+@support("Functional calls", "in a model of which a part is compiled", outputs="unknown")
 def test_part_that_was_compiled_after_watch(tmp_path: Path) -> None:
     model = Net(F.relu)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
@@ -325,4 +326,4 @@ def test_part_that_was_compiled_after_watch(tmp_path: Path) -> None:
         optimizer.step()
         run = scope.run()
     assert calls(run) == []
-    assert messages(run) == []
+    assert messages(run) == ["functional calls are not recorded: parts of the model are compiled"]
