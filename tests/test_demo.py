@@ -28,7 +28,8 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 def codes(folder: Path, name: str) -> list[tuple[str, tuple[str, ...]]]:
     report = gradscope.analyze(gradscope.load(folder / name))
-    assert report.skipped == ()
+    # The norm of one that overflows at once is hardly known.
+    assert {skip.code for skip in report.skipped} <= {"GS204"}
     return [(finding.code, finding.explained_by) for finding in report.findings]
 
 

@@ -9,7 +9,19 @@ WITHOUT_GRADIENTS = "it ran without gradients"
 PASSED_BY_VIEW = "it returns a view that is changed in place, or that the loss does not depend on"
 IN_DERIVATIVES_ONLY = "it is reached by torch.autograd.grad(create_graph=True) alone"
 NOT_IN_THE_LOSS = "it returns what the loss does not depend on"
+FUSED = "it is frozen and in evaluation mode, in a layer that torch runs as one if it has no hooks"
 UNREGISTERED = "it is in a plain list or dict, and so no part of the model"
+
+
+def fused(model: nn.Module) -> set[nn.Module]:
+    """The layers that torch may run as one kernel where gradients are on, with their parts."""
+    return {
+        part
+        for layer in model.modules()
+        if isinstance(layer, nn.TransformerEncoderLayer) and not layer.training
+        if not any(parameter.requires_grad for parameter in layer.parameters())
+        for part in layer.modules()
+    }
 
 
 def unregistered(model: nn.Module) -> dict[str, str]:

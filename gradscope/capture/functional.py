@@ -92,6 +92,12 @@ class FunctionalTaps:
                 self._hooks.before_forward(module, self._enters)
                 self._hooks.after_forward(module, self._leaves, always=True)
 
+    def stand_aside(self) -> None:
+        """Have no hooks until the next forward that is followed."""
+        if self._mode is None:
+            self._hooks.remove()
+            self._follows = False
+
     def disarm(self) -> None:
         """Follow no more."""
         self._rows = None

@@ -76,18 +76,15 @@ class ModuleTaps:
         self._aside, self._unmeasured = {}, {}
         self._awaited = AwaitedGradients()
         self._listening = True
+        self.time.arm(rows)
         self._hook_modules()
         self._count_uses()
         self._first = {}
         self._sequences.complete(None)
-        self.time.arm(rows)
         if self._stay:
             self._calls.say_compiled()
         else:
             self._calls.arm(rows)
-        for module in self._names:
-            if self.time.needs_start(module):
-                self._starts.before_forward(module, self._before)
 
     def _hook_modules(self) -> None:
         # Modules may have been replaced or added since the last time.
@@ -96,9 +93,12 @@ class ModuleTaps:
             self._unregistered = blindspots.unregistered(self._roster.model)
         self._names = names
         self._inlets = {module: self._inlet(module) for module in self._names}
-        for module in self._names:
-            if module not in self._hooked:
-                self._hooks.after_forward(module, self._after, self._inlets[module])
+        fused = blindspots.fused(self._roster.model) & self._names.keys()
+        self._unmeasured |= dict.fromkeys(fused, blindspots.FUSED)
+        for module in self._names.keys() - self._hooked - fused:
+            self._hooks.after_forward(module, self._after, self._inlets[module])
+            if self.time.needs_start(module):
+                self._starts.before_forward(module, self._before)
         self._hooked = self._hooked | self._names.keys()
 
     def _inlet(self, module: nn.Module) -> Inlet:
@@ -130,6 +130,8 @@ class ModuleTaps:
 
     def forward_begins(self, module: nn.Module) -> None:
         """The forward of the model, or a replica, starts anew: uses are counted from the first."""
+        if self._listening and not self._hooked:
+            self._hook_modules()
         self._count_uses()
         self._in_forward = True
         self._sequences.complete(self._rows)
@@ -141,8 +143,15 @@ class ModuleTaps:
         self._calls.forward_begins(module)
 
     def forward_ends(self) -> None:
-        """Or another begins, without gradients."""
+        """The forward of the model ends."""
         self._in_forward = False
+
+    def stand_aside(self) -> None:
+        """A forward without gradients begins: torch may run it faster where nothing is hooked."""
+        # One within training's own leaves the hooks to that.
+        if not self._in_forward and not self._stay:
+            self.detach()
+            self._calls.stand_aside()
 
     def disarm(self) -> None:
         """Listen to no further forward; gradients of this step's outputs are still taken."""

@@ -116,7 +116,7 @@ class Observer:
         if torch.is_grad_enabled():
             self._guard.run(STEPS, self._forward_begins, module, args, kwargs)
         elif self._taps is not None:
-            self._taps.forward_ends()
+            self._taps.stand_aside()
 
     def before_part(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         """A part of a model whose own forward is not called begins its forward."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gradscope.capture import single_precision
-from gradscope.capture.precision import has_float64, widened, widest
+from gradscope.capture.precision import has_float64, widened
 from gradscope.capture.shards import local
 
 # The moments of a tensor, in this order. Non-finite entries are counted, and left out of the
@@ -156,7 +156,7 @@ def touched_rows(tensor: Tensor) -> Tensor:
     if tensor.is_sparse:
         tensor = tensor.coalesce().values()
     if tensor.numel() == 0:
-        return torch.zeros((), dtype=widest(tensor.device), device=tensor.device)
+        return widened(torch.zeros((), device=tensor.device))
     # No mask as large as the tensor is needed; NaN differs from zero.
     low, high = torch.aminmax(plain(tensor).view(len(tensor), -1), dim=1)
     return widened(((low != 0) | (high != 0)).sum())

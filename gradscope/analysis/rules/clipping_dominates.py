@@ -8,7 +8,7 @@ import numpy as np
 from gradscope.analysis.finding import Evidence, Finding, Severity
 from gradscope.analysis.robust import F64, Bools, measured
 from gradscope.analysis.rule import UnjudgedError, rule
-from gradscope.analysis.words import number, share
+from gradscope.analysis.words import count, number, share
 from gradscope.record import Run
 
 
@@ -132,5 +132,6 @@ def _changes(run: Run, which: Bools, limits: Limits) -> bool:
 
 def _check_enough(known: int, limits: Limits) -> None:
     if known < limits.min_steps:
-        message = f"the gradient's norm is known of {known} steps, {limits.min_steps} are needed"
+        known_of = count(known, "step")
+        message = f"the gradient's norm is known of {known_of}, {limits.min_steps} are needed"
         raise UnjudgedError(message)
