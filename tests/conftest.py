@@ -4,7 +4,12 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+# How long an example takes says nothing where others share the cores.
+hypothesis.settings.register_profile("gradscope", deadline=None)
+hypothesis.settings.load_profile("gradscope")
 
 # Small tensors on two threads in each of two processes wait for one another, a hundredfold.
 # Read by torch when it is imported, here and in the programs that tests start.

@@ -32,6 +32,9 @@ _SCHEMAS = (
 # Of a hook that is to leave nothing in the graph.
 _SILENT = -1
 
+# What torch 2.6 does not have; it can't tell of modules in a graph either.
+_is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", lambda: False)
+
 _numbers = count()
 _inlets: "weakref.WeakValueDictionary[int, Inlet]" = weakref.WeakValueDictionary()
 
@@ -270,7 +273,7 @@ def run_as_it_is(function: Callable[..., Any]) -> None:
 
 def is_traced() -> bool:
     """Whether torch.compile is tracing here, and not torch.export, whose result is kept."""
-    return torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting()
+    return torch.compiler.is_dynamo_compiling() and not _is_exporting()
 
 
 def graphs() -> int:

@@ -45,6 +45,8 @@ class ModuleTaps:
         self._hooked: set[nn.Module] = set()
         self._inlets: dict[nn.Module, Inlet] = {}
         self._stay = False
+        # Whether a compiler has taken any of them into a graph.
+        self._is_traced = False
         self._awaited = AwaitedGradients()
         # How much was compiled when silent modules were last looked into.
         self._graphs = 0
@@ -81,7 +83,7 @@ class ModuleTaps:
         self._count_uses()
         self._first = {}
         self._sequences.complete(None)
-        if self._stay:
+        if self._is_traced:
             self._calls.say_compiled()
         else:
             self._calls.arm(rows)
@@ -109,6 +111,7 @@ class ModuleTaps:
 
     def traced(self, can_tell: bool) -> None:  # noqa: FBT001  (compiled.Inlet calls it)
         """A compiler takes a hook into its graph, or can't."""
+        self._is_traced = True
         self._guard.run(OUTPUTS, self._keep_hooks if can_tell else self._say_blind)
 
     def _keep_hooks(self) -> None:

@@ -327,3 +327,30 @@ def test_part_that_was_compiled_after_watch(tmp_path: Path) -> None:
         run = scope.run()
     assert calls(run) == []
     assert messages(run) == ["functional calls are not recorded: parts of the model are compiled"]
+
+
+class Resting(nn.Module):
+    """One part never runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.resting = nn.Linear(4, 3), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.first(x))
+
+
+def test_what_else_is_compiled_in_the_process_does_not_matter(tmp_path: Path) -> None:
+    other = nn.Linear(3, 3)
+    torch.compile(other, backend="eager")(torch.ones(2, 3))
+    model = Resting()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    with watch(model, optimizer, log_dir=tmp_path, every=1) as scope:
+        for _ in range(3):
+            model(torch.randn(2, 4)).sum().backward()
+            optimizer.step()
+            scope.log(loss=1.0)
+        run = scope.run()
+    assert messages(run) == []
+    called = run.modules.names.index("(root)/relu#0")
+    assert (run.modules["output_rms"][:, called] > 0).all()
