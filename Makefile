@@ -14,7 +14,8 @@ test: $(VENV)/dev-installed browser
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest --numprocesses 2
+	# Whole files: what a file starts, as processes that train together, it starts once.
+	$(BIN)/pytest --numprocesses 2 --dist loadfile
 
 # The report's pages are tested in a browser.
 browser:
