@@ -75,12 +75,8 @@ class Observer:
         self._pulses = Pulses(guard)
         self._signals = Signals(self._roster, self._pulses, writes=writes)
         self._handover = Handover(self._roster, self.selection, self._pulses)
-        self.counts = {
-            "forwards": 0,
-            "optimizer_steps": 0,
-            "closed_steps": 0,
-            "recorded_steps": 0,
-        }
+        counted = ("forwards", "optimizer_steps", "closed_steps", "recorded_steps")
+        self.counts = dict.fromkeys(counted, 0)
         self._coverage: dict[str, Any] = {}
         self._earlier: Mapping[str, Any] = {}
 
