@@ -1,5 +1,6 @@
 """What was measured, as read-only arrays: Entity, Table, Histograms, Run."""
 
+import struct
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FloatArray = NDArray[np.floating[Any]]
+# A mark that no zlib stream begins with; rows, first bin, the bin behind the last.
+_PACKED = struct.Struct("<BIHH")
+_TRIMMED = 1
+
 StepArray = NDArray[np.int64]
 CountArray = NDArray[np.uint32]
 
@@ -173,13 +178,22 @@ class Histograms:
 
 
 def pack_counts(counts: CountArray) -> bytes:
-    """The counts (entities × bins) in few bytes."""
-    return zlib.compress(np.ascontiguousarray(counts, "<u4").tobytes(), 1)
+    """The counts (entities × bins) in few bytes: without the outer bins that hold nothing."""
+    held = np.flatnonzero(counts.any(axis=0))
+    first, stop = (int(held[0]), int(held[-1]) + 1) if held.size else (0, 0)
+    within = np.ascontiguousarray(counts[:, first:stop], "<u4")
+    return _PACKED.pack(_TRIMMED, len(counts), first, stop) + zlib.compress(within.tobytes(), 1)
 
 
 def unpack_counts(packed: bytes, bins: int) -> CountArray:
-    """What `pack_counts` was given."""
-    return np.frombuffer(zlib.decompress(packed), "<u4").reshape(-1, bins)
+    """What `pack_counts` was given; of whole rows as well, as they were first written."""
+    if not packed.startswith(bytes([_TRIMMED])):
+        return np.frombuffer(zlib.decompress(packed), "<u4").reshape(-1, bins)
+    _, rows, first, stop = _PACKED.unpack_from(packed)
+    within = np.frombuffer(zlib.decompress(packed[_PACKED.size :]), "<u4")
+    counts = np.zeros((rows, bins), np.uint32)
+    counts[:, first:stop] = within.reshape(rows, stop - first)
+    return counts
 
 
 def no_histograms() -> Histograms:

@@ -42,6 +42,11 @@ class CaptureConfig:
             message = f"level={self.level!r} is not available; choose from {', '.join(LEVELS)}"
             raise ConfigError(message)
 
+    @property
+    def measures_updates(self) -> bool:
+        """Whether updates are wanted, and the histograms that come with them."""
+        return self.level != "parameters"
+
     def selects(self, *names: str) -> bool:
         """Whether what has the qualified name, or several that apply to it, is to be watched."""
         if self.include and not _any_matches(names, self.include):

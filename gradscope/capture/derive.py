@@ -1,7 +1,7 @@
 """Sufficient statistics → the quantities of the tables: the one place that knows the formulas."""
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,7 +36,9 @@ What = Literal[
     "attention_entropy",  # Σ of the rows' entropies, rows
     "signal",  # moments of a signal
 ]
-RowsByKind = dict[What, list[tuple[int, F64]]]
+# Of one kind: the entity of each row, and the rows.
+Block: TypeAlias = tuple[Sequence[int], F64]
+RowsByKind: TypeAlias = dict[What, Block]
 
 # Half of the entries: then the sample's own error doubles.
 _IDLE = 0.5
@@ -55,7 +57,9 @@ def tables(
     # Of float64 gradients beyond 1e154 the squares overflow: an infinite norm, and no spread.
     with np.errstate(over="ignore", invalid="ignore"):
         return {
-            "parameters": _table("parameters", sizes, _parameters(rows, flags)),
+            "parameters": _table(
+                "parameters", sizes, _parameters(rows, flags, sizes["parameters"])
+            ),
             "modules": _table("modules", sizes, _modules(rows)),
             "signals": _table("signals", sizes, _signals(rows)),
         }
@@ -91,7 +95,7 @@ def _table(
     return narrow
 
 
-def _parameters(rows: RowsByKind, flags: Mapping[str, Mapping[int, float]]) -> _Columns:
+def _parameters(rows: RowsByKind, flags: Mapping[str, Mapping[int, float]], size: int) -> _Columns:
     columns = _described("grad_", rows.get("gradient"))
     for quantity, known in flags.items():
         columns[quantity] = (np.array(list(known), np.int64), np.array(list(known.values())))
@@ -102,14 +106,14 @@ def _parameters(rows: RowsByKind, flags: Mapping[str, Mapping[int, float]]) -> _
         entities, total = merge_sums(rows["magnitudes"])
         share = _ratio(total[:, OCTAVES], total[:, OCTAVES + 1])
         columns["grad_underflow_fraction"] = (entities, share)
-    norms: dict[int, float] = {}
+    norms = np.full(size, np.nan)
     if "weight" in rows:
         entities, total = merge_sums(rows["weight"])
         # Of a weight without a finite entry there is no norm.
         norm = np.where(total[:, 1] > 0, np.sqrt(total[:, 0]), np.nan)
         columns["weight_norm"] = (entities, norm)
         columns["weight_rms"] = (entities, norm / np.sqrt(np.maximum(total[:, 1], 1)))
-        norms = dict(zip(entities.tolist(), norm.tolist(), strict=True))
+        norms[entities] = norm
     if "update" in rows:
         entities, total = merge_sums(rows["update"])
         change = np.where(total[:, 3] > 0, np.sqrt(total[:, 0]), np.nan)
@@ -117,13 +121,14 @@ def _parameters(rows: RowsByKind, flags: Mapping[str, Mapping[int, float]]) -> _
         # A sample of the coordinates stands for all of them.
         whole = change * np.sqrt(total[:, 6])
         # A sample of mostly idle coordinates, as of an embedding, says nothing.
-        zeros = dict(zip(*columns["grad_zero_fraction"], strict=True))
-        idle = np.array([zeros.get(entity, 0.0) > _IDLE for entity in entities.tolist()])
+        zeros = np.zeros(size)
+        read, share = columns["grad_zero_fraction"]
+        zeros[read] = share
+        idle = zeros[entities] > _IDLE
         whole[(total[:, 6] > 1) & idle] = np.nan
         change[(total[:, 6] > 1) & idle] = np.nan
-        before = np.array([norms.get(entity, np.nan) for entity in entities.tolist()])
         columns["update_norm"] = (entities, whole)
-        columns["update_ratio"] = (entities, _ratio(whole, before))
+        columns["update_ratio"] = (entities, _ratio(whole, norms[entities]))
         columns["update_gradient_cosine"] = (
             entities,
             _ratio(total[:, 1], change * np.sqrt(total[:, 2])),
@@ -169,41 +174,56 @@ def _signals(rows: RowsByKind) -> _Columns:
     return _described("", rows.get("signal"))
 
 
-def merge_sums(rows: Sequence[tuple[int, F64]]) -> tuple[NDArray[np.int64], F64]:
+def merge_sums(block: Block) -> tuple[NDArray[np.int64], F64]:
     """The rows of each entity added up: (entities, sums)."""
-    entities, inverse = np.unique([entity for entity, _ in rows], return_inverse=True)
-    total = np.zeros((len(entities), len(rows[0][1])))
-    np.add.at(total, inverse, np.stack([numbers for _, numbers in rows]))
+    entities, at, numbers = _grouped(block)
+    if at is None:
+        return entities, numbers
+    total = np.zeros((len(entities), numbers.shape[1]))
+    np.add.at(total, at, numbers)
     return entities, total
 
 
-def _largest(rows: Sequence[tuple[int, F64]]) -> tuple[NDArray[np.int64], F64]:
+def _grouped(block: Block) -> tuple[NDArray[np.int64], NDArray[np.int64] | None, F64]:
+    """The entities, each once; which of them each row is of (None: row by row); the rows."""
+    known, numbers = block
+    if len(set(known)) == len(known):
+        return np.array(known, np.int64), None, numbers
+    entities, at = np.unique(np.array(known, np.int64), return_inverse=True)
+    return entities, at, numbers
+
+
+def _largest(block: Block) -> tuple[NDArray[np.int64], F64]:
     """The largest number of each entity: (entities, numbers)."""
-    entities, inverse = np.unique([entity for entity, _ in rows], return_inverse=True)
+    entities, at, numbers = _grouped(block)
+    if at is None:
+        return entities, numbers[:, 0]
     top = np.full(len(entities), -np.inf)
-    np.maximum.at(top, inverse, np.concatenate([numbers for _, numbers in rows]))
+    np.maximum.at(top, at, numbers[:, 0])
     return entities, top
 
 
-def merge_moments(rows: Sequence[tuple[int, F64]]) -> tuple[NDArray[np.int64], F64]:
+def merge_moments(block: Block) -> tuple[NDArray[np.int64], F64]:
     """The moments of each entity over micro-batches: exact, in any order."""
-    entities, total = merge_sums(rows)
+    entities, at, numbers = _grouped(block)
+    if at is None:
+        return entities, numbers
+    total = np.zeros((len(entities), numbers.shape[1]))
+    np.add.at(total, at, numbers)
     total[:, _MIN], total[:, _MAX] = np.inf, -np.inf
-    at = np.searchsorted(entities, [entity for entity, _ in rows])
-    numbers = np.stack([numbers for _, numbers in rows])
     np.minimum.at(total[:, _MIN], at, numbers[:, _MIN])
     np.maximum.at(total[:, _MAX], at, numbers[:, _MAX])
     return entities, total
 
 
-def _described(prefix: str, rows: Sequence[tuple[int, F64]] | None) -> _Columns:
+def _described(prefix: str, block: Block | None) -> _Columns:
     """Norm, rms, mean, std, absmax, zero fraction and non-finite count.
 
     NaN where no entry was finite; the count of non-finite entries is always known.
     """
-    if not rows:
+    if block is None:
         return {}
-    entities, merged = merge_moments(rows)
+    entities, merged = merge_moments(block)
     count = np.where(merged[:, _COUNT] > 0, merged[:, _COUNT], np.nan)
     mean = merged[:, _SUM] / count
     square = merged[:, _SUMSQ] / count

@@ -286,12 +286,11 @@ class Roster:
         """Look the model's parameters up anew: by name, because objects may be replaced."""
         found = [entry for entry in self._present() if self._config.selects(entry[0])]
         rows = self._rows["parameters"]
-        depths = self._depths()
-        # By depth; the order of registration where that is the same.
-        new = sorted(
-            (entry for entry in found if entry[0] not in rows),
-            key=lambda entry: depths[id(entry[2])],
-        )
+        new = [entry for entry in found if entry[0] not in rows]
+        if new:
+            depths = self._depths()
+            # By depth; the order of registration where that is the same.
+            new.sort(key=lambda entry: depths[id(entry[2])])
         for name, owner, parameter in new:
             entity = replace(_parameter(name, owner, parameter), depth=len(rows))
             self._add("parameters", entity)

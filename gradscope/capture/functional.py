@@ -5,9 +5,8 @@ that makes it, the function, and which of that module's calls of the function it
 of the model: `layers.3/relu#0`.
 """
 
-import contextlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TypeGuard
 
 import torch
@@ -184,13 +183,6 @@ class FunctionalTaps:
                 "checkpoint(..., use_reentrant=False) shows them",
                 aloud=False,
             )
-
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """While gradscope computes, see nothing."""
-        mode = self._mode
-        with mode.paused() if mode is not None else contextlib.nullcontext():
-            yield
 
     # What is called in it.
 

@@ -82,8 +82,8 @@ class Guard:
         if self._began is None:
             self._began = start
         try:
-            # What a subclass of Tensor does at every operation it is not to do at ours.
-            with torch._C.DisableTorchFunctionSubclass():  # noqa: SLF001  (torch's documented way)
+            # What subclasses of Tensor and modes do at every operation is not to be done at ours.
+            with torch._C.DisableTorchFunction():  # noqa: SLF001  (torch's documented way)
                 action(*args, **kwargs)
         except Exception as error:  # noqa: BLE001  (training must not stop because of us)
             self.disable(part, in_words(error))

@@ -12,7 +12,7 @@ from torch.nn.parameter import UninitializedParameter
 from gradscope.capture.cadence import describe
 from gradscope.capture.config import CaptureConfig
 from gradscope.capture.names import class_name
-from gradscope.capture.parameters import sampling
+from gradscope.capture.samples import sampling
 
 
 def described(

@@ -1,6 +1,5 @@
 """The mode that shows which of torch's functions a model calls in its forward."""
 
-import contextlib
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -82,19 +81,6 @@ class ForwardMode(TorchFunctionMode):
         for mode in reversed(above):
             _push(mode)
         return True
-
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """Off, if it is the innermost one."""
-        modes = _modes() if self.is_here() else []
-        if not modes or modes[-1] is not self:
-            yield
-            return
-        _pop()
-        try:
-            yield
-        finally:
-            _push(self)
 
 
 def _frames() -> Iterator[Any]:

@@ -385,10 +385,9 @@ class ModuleTaps:
     @torch.no_grad()
     def _measure(self, rows: Rows, row: int | None, module: nn.Module, output: Tensor) -> Tensor:
         """The moments of the output; adds what its own row holds, if it has one."""
-        with self._calls.paused():
-            moments = statistics.moments(output)
-            if row is not None:
-                rows.add("output", row, moments)
-                if not output.is_sparse:
-                    self._units.measure(rows, row, module, output)
+        moments = statistics.moments(output)
+        if row is not None:
+            rows.add("output", row, moments)
+            if not output.is_sparse:
+                self._units.measure(rows, row, module, output)
         return moments

@@ -32,16 +32,22 @@ def unwrapped(module: nn.Module) -> nn.Module:
 
 def named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Each of the user's modules once, under its first name, parents first."""
-    yield from _named(unwrapped(model), "", set())
-
-
-def _named(module: nn.Module, name: str, seen: set[nn.Module]) -> Iterator[tuple[str, nn.Module]]:
-    if module in seen:
-        return
-    seen.add(module)
-    yield name, module
-    for part, child in module.named_children():
-        yield from _named(unwrapped(child), f"{name}.{part}" if name else part, seen)
+    # Of a stack: a recursion of generators hands each module on through all that are around it.
+    waiting = [("", model)]
+    seen: set[nn.Module] = set()
+    while waiting:
+        name, module = waiting.pop()
+        module = unwrapped(module)
+        if module in seen:
+            continue
+        seen.add(module)
+        yield name, module
+        children = [
+            (f"{name}.{part}" if name else part, child)
+            for part, child in module._modules.items()  # noqa: SLF001  (named_children leaves twins out)
+            if child is not None
+        ]
+        waiting += reversed(children)
 
 
 def held_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Module, Tensor]]:

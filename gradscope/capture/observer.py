@@ -22,9 +22,10 @@ from gradscope.capture.merge import ShardMerge
 from gradscope.capture.modules import ModuleTaps
 from gradscope.capture.names import owned_parameters
 from gradscope.capture.optimizers import Optimizers, with_closure
-from gradscope.capture.parameters import CoordinateSamples, ParameterReader
+from gradscope.capture.parameters import ParameterReader
 from gradscope.capture.pulses import LOSS_EXPECTED_AFTER, Pulses
 from gradscope.capture.recorder import Recorder, Rows
+from gradscope.capture.samples import CoordinateSamples
 from gradscope.capture.scaling import Deferred, LossScaling
 from gradscope.capture.selection import Selection
 from gradscope.capture.signals import Signals
@@ -63,7 +64,7 @@ class Observer:
         self._scaling = scaling = LossScaling(scaler, self.optimizers, guard)
         self._taps = ModuleTaps(self._roster, config, guard, scaling) if outputs else None
         guard.on_disable[STEPS] = self._release
-        self._samples = CoordinateSamples()
+        self._samples = CoordinateSamples() if config.measures_updates else None
         # Set by the owner: hooks the parts, when they are to be hooked; told how many steps are
         # recorded, when one more is.
         self.watch_parts: Callable[[], None] = lambda: None

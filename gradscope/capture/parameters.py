@@ -10,29 +10,9 @@ from gradscope.capture import statistics
 from gradscope.capture.entities import Roster
 from gradscope.capture.guard import HISTOGRAMS, Guard
 from gradscope.capture.recorder import Rows
+from gradscope.capture.samples import CoordinateSamples, entries
 from gradscope.capture.scaling import Deferred, beside, divided, unless, unscaled
-from gradscope.capture.shards import groups, is_laid_out_alike, local
-
-# Updates of larger tensors are measured on a sample: a copy of all would double the memory.
-# Histograms are counted on that copy.
-_EXACT_UPTO = 65_536
-# The relative error of a norm from m coordinates is about 1/√(2m): 0.8 % for evenly sized ones.
-_SAMPLE = 8_192
-
-
-def sampling(parameters: Iterable[Tensor]) -> str | None:
-    """What is measured on a sample, in words; None where nothing is."""
-    if all(_entries(parameter) <= _EXACT_UPTO for parameter in parameters):
-        return None
-    return (
-        f"updates and histograms of parameters above {_EXACT_UPTO:,} entries, "
-        f"on a fixed sample of {_SAMPLE:,}"
-    )
-
-
-def _entries(parameter: Tensor) -> int:
-    """The real numbers that it holds; of a parameter that is split, that this process holds."""
-    return statistics.real_entries(local(parameter))
+from gradscope.capture.shards import groups, is_laid_out_alike
 
 
 @dataclass(slots=True)
@@ -55,13 +35,15 @@ class ParameterReader:
 
     Anew if another step begins with them before the first has ended: that one failed and is tried
     again, or is an optimizer's that has another do the update, as sharpness-aware ones do.
+
+    samples: what updates and histograms are measured on; None: neither is wanted.
     """
 
     def __init__(
         self,
         roster: Roster,
         rows: Rows,
-        samples: "CoordinateSamples",
+        samples: CoordinateSamples | None,
         guard: Guard,
         *,
         split_only: bool = False,
@@ -74,6 +56,8 @@ class ParameterReader:
         if split_only:
             self._known = {key: entry for key, entry in self._known.items() if groups(entry[1])}
         self._embeddings = roster.embeddings
+        if samples is not None:
+            samples.fit(parameter for _, parameter in self._known.values())
         self._read: set[int] = set()
         self._missing: set[int] = set()
         self._updated: set[int] = set()
@@ -103,7 +87,12 @@ class ParameterReader:
                 # If it turns out to be in no optimizer its gradient is nobody's; but whether
                 # one arrived tells a forgotten parameter from an unused one.
                 self._rows.flag("grad_missing", row, float(parameter.grad is None))
-            self._rows.add("weight", row, statistics.squares(parameter))
+        self._add_weights(list(self._known.values()))
+
+    def _add_weights(self, known: Sequence[tuple[int, Tensor]]) -> None:
+        found = statistics.squares_of([parameter for _, parameter in known])
+        for (row, _), numbers in zip(known, found, strict=True):
+            self._rows.add("weight", row, numbers)
 
     def read(self, parameters: Sequence[Tensor], held: Sequence[Tensor], left: Deferred) -> None:
         """The gradients, as an optimizer is given them; `held` are all that one will be given.
@@ -119,66 +108,81 @@ class ParameterReader:
         self._roster.former.keep(held)
         given = [self._known[id(p)] for p in parameters if id(p) in self._known]
         self._forget({row for row, _ in given} & self._read - self._updated)
-        earlier = len(self._pending)
+        found = []
         for row, parameter in given:
             if parameter.requires_grad and row not in self._read:
                 self._read.add(row)
-                self._read_one(row, parameter, left)
-        self._guard.run(HISTOGRAMS, self._count, self._pending[earlier:])
+                gradient = self._gradient(row, parameter)
+                if gradient is not None:
+                    found.append((row, parameter, gradient))
+        self._measure(found, left)
+        if self._samples is not None:
+            taken = self._take(found, left, self._samples)
+            self._pending += taken
+            self._guard.run(HISTOGRAMS, self._count, taken)
 
     def _forget(self, again: set[int]) -> None:
         if not again:
             return
         kinds = {"gradient", "touched", "magnitudes", "weight"}
-        entries = self._rows.entries
-        self._rows.entries = [e for e in entries if not (e[0] in kinds and e[1] in again)]
+        kept = [e for e in self._rows.entries if not (e[0] in kinds and e[1] in again)]
+        self._rows.entries = kept
         self._pending = [entry for entry in self._pending if entry.row not in again]
         self._read -= again
         self._missing -= again
-        for row, parameter in self._known.values():
-            if row in again:
-                self._rows.add("weight", row, statistics.squares(parameter))
+        self._add_weights([entry for entry in self._known.values() if entry[0] in again])
 
-    def _read_one(self, row: int, parameter: Tensor, left: Deferred) -> None:
+    def _gradient(self, row: int, parameter: Tensor) -> Tensor | None:
+        """What the optimizer is given of it, if that can be measured."""
         gradient = parameter.grad
         self._rows.flag("grad_missing", row, float(gradient is None))
         if gradient is None:
             self._missing.add(row)
-            return
-        if not is_laid_out_alike(gradient, parameter):
+        elif not is_laid_out_alike(gradient, parameter):
             message = (
                 "gradients that lie on other processes than their parameters, or that are still to "
                 "be summed over processes, are not recorded"
             )
             self._guard.say("parameters", message, aloud=False)
-            return
-        if gradient.is_sparse:
+            return None
+        elif gradient.is_sparse:
             # Once, for all that is asked of it.
-            gradient = gradient.coalesce()
-        moments = statistics.moments(gradient)
-        if left.scale is not None:
-            moments = unscaled(moments, left.scale)
-        if left.overflow is not None:
-            moments = unless(left.overflow, moments)
-        self._rows.add("gradient", row, moments)
-        # Of rows that are split over processes, each knows a part.
-        if row in self._embeddings and not groups(parameter):
-            self._count_touched(row, gradient, left)
-        if parameter.numel():
-            # The gradient too: the optimizer may write into it, a closure renews it.
-            coordinates = self._samples.coordinates(parameter)
-            if gradient.is_sparse and coordinates is not None:
-                # A sample of mostly idle rows says nothing, and a dense copy is too dear.
-                return
+            return gradient.coalesce()
+        return gradient
+
+    def _measure(self, found: Sequence[tuple[int, Tensor, Tensor]], left: Deferred) -> None:
+        all_moments = statistics.moments_of([gradient for _, _, gradient in found])
+        for (row, parameter, gradient), moments in zip(found, all_moments, strict=True):
+            given = moments if left.scale is None else unscaled(moments, left.scale)
+            if left.overflow is not None:
+                given = unless(left.overflow, given)
+            self._rows.add("gradient", row, given)
+            # Of rows that are split over processes, each knows a part.
+            if row in self._embeddings and not groups(parameter):
+                self._count_touched(row, gradient, left)
+
+    @staticmethod
+    def _take(
+        found: Sequence[tuple[int, Tensor, Tensor]], left: Deferred, samples: CoordinateSamples
+    ) -> list[_Pending]:
+        """Copies of weight and gradient: the optimizer may write into both, a closure renews it."""
+        pending = []
+        for row, parameter, gradient in found:
+            coordinates = samples.coordinates(parameter)
+            # A sample of mostly idle rows says nothing, and a dense copy is too dear.
+            if not parameter.numel() or (gradient.is_sparse and coordinates is not None):
+                continue
             dense = gradient.to_dense() if gradient.is_sparse else gradient
-            before = self._samples.take(parameter, parameter)
-            taken = self._samples.take(dense, parameter)
+            before = samples.take(parameter, parameter)
+            taken = samples.take(dense, parameter)
             dtype = taken.dtype
             if left.scale is not None:
                 taken = divided(taken, left.scale)
             same = taken.dtype == dtype
-            pending = _Pending(row, parameter, coordinates, before, taken, same, left.overflow)
-            self._pending.append(pending)
+            pending.append(
+                _Pending(row, parameter, coordinates, before, taken, same, left.overflow)
+            )
+        return pending
 
     def _count_touched(self, row: int, gradient: Tensor, left: Deferred) -> None:
         touched = statistics.touched_rows(gradient)
@@ -192,9 +196,9 @@ class ParameterReader:
         for entry in read:
             key = (entry.gradient.device, entry.gradient.dtype)
             alike.setdefault(key, []).append(entry)
-        for entries in alike.values():
-            counted = statistics.magnitudes(entry.gradient for entry in entries)
-            for entry, counts in zip(entries, counted, strict=True):
+        for same in alike.values():
+            counted = statistics.magnitudes(entry.gradient for entry in same)
+            for entry, counts in zip(same, counted, strict=True):
                 if not entry.in_own_dtype:
                     counts[-2] = torch.nan
                 skipped = entry.skipped
@@ -204,46 +208,26 @@ class ParameterReader:
     def updates(self, parameters: Iterable[Tensor] | None = None) -> None:
         """What the step changed, of these parameters (None: of all that were read)."""
         wanted = None if parameters is None else {id(parameter) for parameter in parameters}
-        ended = self._known.keys() if wanted is None else self._known.keys() & wanted
-        self._updated |= {self._known[key][0] for key in ended}
-        still_pending = []
-        for entry in self._pending:
-            if wanted is not None and id(entry.parameter) not in wanted:
-                still_pending.append(entry)
-                continue
-            after = statistics.plain(entry.parameter)
-            if entry.coordinates is not None:
-                after = after[entry.coordinates]
-            products = statistics.update_products(entry.before, after, entry.gradient)
-            if entry.skipped is not None:
-                products = products.masked_fill(beside(entry.skipped, products), torch.nan)
+        updated = self._known.keys() if wanted is None else self._known.keys() & wanted
+        self._updated |= {self._known[key][0] for key in updated}
+        ended = [e for e in self._pending if wanted is None or id(e.parameter) in wanted]
+        if wanted is not None:
+            self._pending = [e for e in self._pending if id(e.parameter) not in wanted]
+        else:
+            self._pending = []
+        after = [_flat_at(entry.parameter, entry.coordinates) for entry in ended]
+        taken = [(e.before, now, e.gradient) for e, now in zip(ended, after, strict=True)]
+        for entry, products in zip(ended, statistics.update_products_of(taken), strict=True):
             # Of a parameter that is split a process may hold nothing.
-            scale = statistics.plain(entry.parameter).numel() / max(entry.before.numel(), 1)
-            self._rows.add("update", entry.row, products, scale)
-        self._pending = still_pending
+            scale = entries(entry.parameter) / max(entry.before.numel(), 1)
+            skipped = entry.skipped
+            if skipped is None:
+                self._rows.add("update", entry.row, products, scale)
+            else:
+                unknown = products.masked_fill(beside(skipped, products), torch.nan)
+                self._rows.add("update", entry.row, unknown, scale)
 
 
-class CoordinateSamples:
-    """A fixed pseudo-random sample of coordinates for each large tensor size."""
-
-    def __init__(self) -> None:
-        self._by_size: dict[tuple[int, torch.device], Tensor] = {}
-
-    def coordinates(self, parameter: Tensor) -> Tensor | None:
-        """The sampled coordinates of the flat parameter; None: all of them."""
-        numel = _entries(parameter)
-        if numel <= _EXACT_UPTO:
-            return None
-        key = (numel, parameter.device)
-        if key not in self._by_size:
-            # Its own generator: the user's random numbers stay what they are.
-            generator = torch.Generator("cpu").manual_seed(numel)
-            drawn = torch.randint(numel, (_SAMPLE,), generator=generator, device="cpu")
-            self._by_size[key] = drawn.to(parameter.device, non_blocking=True)
-        return self._by_size[key]
-
-    def take(self, tensor: Tensor, parameter: Tensor) -> Tensor:
-        """A copy of the tensor's entries at the parameter's sampled coordinates."""
-        flat = statistics.plain(tensor)
-        coordinates = self.coordinates(parameter)
-        return flat.clone() if coordinates is None else flat[coordinates]
+def _flat_at(parameter: Tensor, coordinates: Tensor | None) -> Tensor:
+    flat = statistics.plain(parameter)
+    return flat if coordinates is None else flat.index_select(0, coordinates)

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 from weakref import WeakMethod
 
 import numpy as np
@@ -134,25 +135,47 @@ class Packet:
     shown: Shown
 
 
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """Rows of one kind that lie one behind the other on one device."""
+
+    what: derive.What
+    device: torch.device
+    dtype: torch.dtype
+    width: int
+    entities: list[int]
+    # Further numbers that the host knows.
+    known: list[tuple[float, ...]]
+
+
 class _Transfer:
     """The numbers of a packet on their way to the host: one copy per device."""
 
     def __init__(self, packet: Packet) -> None:
         self.packet = packet
+        self._blocks: list[_Block] = []
         by_device: dict[torch.device, list[Tensor]] = {}
-        for tensor in self._tensors():
-            by_device.setdefault(tensor.device, []).append(tensor.reshape(-1))
+        alike: dict[tuple[Any, ...], tuple[_Block, list[Tensor]]] = {}
+        for what, entity, numbers, known in packet.rows.entries if packet.rows else ():
+            key = (what, numbers.device, numbers.dtype, numbers.numel(), len(known))
+            found = alike.get(key)
+            if found is None:
+                found = alike[key] = _Block(*key[:4], [], []), []
+            block, tensors = found
+            block.entities.append(entity)
+            block.known.append(known)
+            tensors.append(numbers.reshape(-1))
+        for block, tensors in alike.values():
+            self._blocks.append(block)
+            by_device.setdefault(block.device, []).extend(tensors)
+        for pulse in packet.pulses:
+            for values in pulse.values.values():
+                for value in values:
+                    if isinstance(value, Tensor):
+                        by_device.setdefault(value.device, []).append(value.reshape(-1))
         self._sent = {
             device: to_host(device, torch.cat(tensors)) for device, tensors in by_device.items()
         }
-
-    def _tensors(self) -> list[Tensor]:
-        rows = self.packet.rows.entries if self.packet.rows else []
-        tensors = [numbers for _, _, numbers, _ in rows]
-        for pulse in self.packet.pulses:
-            for values in pulse.values.values():
-                tensors += [value for value in values if isinstance(value, Tensor)]
-        return tensors
 
     def arrive(self) -> tuple[derive.RowsByKind, list[dict[str, float]]]:
         """Wait for the copies; the rows by kind, and the numbers of each pulse."""
@@ -163,22 +186,33 @@ class _Transfer:
             streams[device] = numbers.cpu().numpy().astype(np.float64, copy=False)
         at = dict.fromkeys(streams, 0)
 
-        def take(tensor: Tensor) -> F64:
-            start = at[tensor.device]
-            at[tensor.device] = start + tensor.numel()
-            return streams[tensor.device][start : at[tensor.device]]
+        def take(device: torch.device, count: int) -> F64:
+            start = at[device]
+            at[device] = start + count
+            return streams[device][start : at[device]]
 
         rows: derive.RowsByKind = {}
-        for what, entity, numbers, known in self.packet.rows.entries if self.packet.rows else []:
-            row = take(numbers)
-            if numbers.dtype == torch.float32:
-                row = widened(what, row)
-            rows.setdefault(what, []).append((entity, np.append(row, known) if known else row))
+        for block in self._blocks:
+            size = len(block.entities)
+            matrix = take(block.device, size * block.width).reshape(size, block.width)
+            if block.dtype == torch.float32:
+                matrix = widened(block.what, matrix)
+            if block.known[0]:
+                matrix = np.hstack([matrix, np.array(block.known)])
+            entities: Sequence[int] = block.entities
+            if block.what in rows:
+                # Of a model on several devices, or in several formats.
+                earlier, above = rows[block.what]
+                entities, matrix = [*earlier, *entities], np.vstack([above, matrix])
+            rows[block.what] = entities, matrix
         pulses = []
         for pulse in self.packet.pulses:
             means = {}
             for name, values in pulse.values.items():
-                read = [float(take(v)[0]) if isinstance(v, Tensor) else v for v in values]
+                read = [
+                    float(take(value.device, 1)[0]) if isinstance(value, Tensor) else value
+                    for value in values
+                ]
                 means[name] = sum(read) / pulse.count(name)
             pulses.append(means)
         return rows, pulses

@@ -10,6 +10,8 @@ from torch.distributed import ProcessGroup
 # Of a parameter: the processes, one group per mesh dimension, among which its parts lie.
 Groups: TypeAlias = tuple[ProcessGroup, ...]
 
+_ORDINARY = (Tensor, nn.Parameter)
+
 
 def _loaded(module: str, name: str) -> Any:
     """What is there only if the user's code uses it; importing it takes long."""
@@ -17,6 +19,9 @@ def _loaded(module: str, name: str) -> Any:
 
 
 def _is_dtensor(tensor: Tensor) -> bool:
+    # Asked of every tensor, of which nearly all are these.
+    if type(tensor) in _ORDINARY:
+        return False
     kind = _loaded("torch.distributed.tensor", "DTensor")
     return isinstance(tensor, kind)
 

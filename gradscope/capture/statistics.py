@@ -1,17 +1,18 @@
 """Tensor → sufficient statistics, on the tensor's own device: pure functions, no state.
 
 All sums are accumulated in float64, so that squares of 1e±20 neither overflow nor vanish. On a
-device that has none the rows are those of `single_precision`.
+device that has none the rows are those of `single_precision`. In host memory `host` is faster,
+and says where it can't tell.
 Nothing here makes the host wait for a device.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from gradscope.capture import single_precision
+from gradscope.capture import host, single_precision
 from gradscope.capture.precision import has_float64, widened
 from gradscope.capture.shards import local
 
@@ -40,9 +41,9 @@ def plain(tensor: Tensor) -> Tensor:
     Of a tensor that is split over processes the part that this one holds.
     """
     tensor = local(tensor.detach())
-    if tensor.is_complex():
-        tensor = torch.view_as_real(tensor)
-    if tensor.is_floating_point() and tensor.element_size() == 1:
+    if tensor.dtype.is_complex:
+        tensor = torch.view_as_real(tensor.resolve_conj())
+    if tensor.dtype.is_floating_point and tensor.dtype.itemsize == 1:
         # The 8-bit formats have few kernels.
         tensor = tensor.to(torch.float32)
     return tensor.reshape(-1)
@@ -63,11 +64,24 @@ def underflows(tensor: Tensor) -> Tensor:
     return widened(torch.stack([lost.sum(), torch.isfinite(size).sum()]))
 
 
+def _is_at_hand(tensor: Tensor) -> bool:
+    """Whether it lies in host memory as numbers do, and not as a subclass has it."""
+    return (
+        type(tensor) is Tensor
+        and tensor.is_cpu
+        and tensor.layout is torch.strided
+        and not tensor.is_neg()
+        and has_float64(tensor.device)
+    )
+
+
 def moments(tensor: Tensor) -> Tensor:
     """The sufficient statistics of all entries: float64 of shape (7,), see MOMENTS."""
     if tensor.is_sparse:
         return _sparse_moments(tensor)
     flat = plain(tensor)
+    if flat.numel() and _is_at_hand(flat) and (found := host.moments(flat)) is not None:
+        return found
     if not has_float64(flat.device):
         return single_precision.moments(flat)
     if flat.numel() == 0:
@@ -80,6 +94,27 @@ def moments(tensor: Tensor) -> Tensor:
         if torch.isfinite(result).all().numpy():
             return result
     return _exact_moments(flat)
+
+
+def moments_of(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Those of each, as `moments` has them; of many small ones in host memory at once."""
+    return _each([(tensor,) for tensor in tensors], host.joined_moments, moments)
+
+
+def _each(
+    items: Sequence[host.Flats], together: host.Together, alone: Callable[..., Tensor]
+) -> list[Tensor]:
+    rows = host.in_batches([_small_at_hand(item) for item in items], together)
+    return [alone(*item) if row is None else row for item, row in zip(items, rows, strict=True)]
+
+
+def _small_at_hand(tensors: tuple[Tensor, ...]) -> host.Flats | None:
+    """The flat ones if they are small and lie in host memory."""
+    if tensors[0].is_sparse or tensors[0].device.type != "cpu":
+        return None
+    flats = tuple(plain(tensor) for tensor in tensors)
+    are_small = 0 < flats[0].numel() <= host.SMALL
+    return flats if are_small and all(map(_is_at_hand, flats)) else None
 
 
 def _cpu_moments(flat: Tensor) -> Tensor:
@@ -167,15 +202,9 @@ def squares(tensor: Tensor) -> Tensor:
     flat = plain(tensor)
     if not has_float64(flat.device):
         return single_precision.squares(flat)
+    if _is_at_hand(flat) and (found := host.squares(flat)) is not None:
+        return found
     total = torch.zeros(2, dtype=_F64, device=flat.device)
-    if flat.device.type == "cpu":
-        for piece in flat.split(_CHUNK):
-            wide = piece.to(_F64)
-            total[0] += wide.dot(wide)
-        total[1] = flat.numel()
-        if torch.isfinite(total).all().numpy():
-            return total
-        total.zero_()
     for piece in flat.split(_LARGE_CHUNK):
         wide = piece.to(_F64)
         total[0] += _finite(wide).square().sum()
@@ -183,35 +212,37 @@ def squares(tensor: Tensor) -> Tensor:
     return total
 
 
-def update_products(before: Tensor, after: Tensor, gradient: Tensor) -> Tensor:
-    """Of the given coordinates: float64 of shape (6,).
+def squares_of(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Those of each, as `squares` has them; of many small ones in host memory at once."""
+    return _each([(tensor,) for tensor in tensors], host.joined_squares, squares)
+
+
+def update_products_of(taken: Sequence[tuple[Tensor, Tensor, Tensor]]) -> list[Tensor]:
+    """Of the coordinates (before, after, gradient) of each: float64 of shape (6,).
 
     Σ Δw², Σ g·Δw, Σ g²; their number; of those with a gradient other than zero the number, and how
     many did not change. Coordinates where the change or the gradient is not finite are left out.
     """
+    return _each(taken, host.joined_products, update_products)
+
+
+def update_products(before: Tensor, after: Tensor, gradient: Tensor) -> Tensor:
+    """The same of one."""
     if not has_float64(before.device):
         return single_precision.update_products(before, after, gradient)
     change = after.to(_F64) - before.to(_F64)
     wide = gradient.to(_F64)
-    if change.device.type == "cpu":
-        products = _products(change, wide, torch.full((), change.numel(), dtype=_F64, device="cpu"))
-        if torch.isfinite(products).all().numpy():
-            return products
     clean = torch.isfinite(change) & torch.isfinite(wide)
-    kept = torch.where(clean, change, 0.0), torch.where(clean, wide, 0.0)
-    return _products(*kept, clean.sum().to(_F64))
-
-
-def _products(change: Tensor, gradient: Tensor, count: Tensor) -> Tensor:
-    given = torch.count_nonzero(gradient)
+    change, wide = torch.where(clean, change, 0.0), torch.where(clean, wide, 0.0)
+    given = torch.count_nonzero(wide)
     # Of a product of both the smallest would vanish.
-    moved = torch.count_nonzero(torch.logical_and(gradient, change))
+    moved = torch.count_nonzero(torch.logical_and(wide, change))
     return torch.stack(
         [
             change.dot(change),
-            gradient.dot(change),
-            gradient.dot(gradient),
-            count,
+            wide.dot(change),
+            wide.dot(wide),
+            clean.sum().to(_F64),
             given.to(_F64),
             (given - moved).to(_F64),
         ]
@@ -291,11 +322,15 @@ def _device_occurrences(parts: Sequence[Tensor], kinds: int) -> Tensor:
 def count_outside(tensor: Tensor, low: float, high: float) -> Tensor:
     """How many entries are ≤ low or ≥ high: a scalar."""
     tensor = local(tensor.detach())
+    if _is_at_hand(tensor):
+        return torch.tensor(host.count_outside(tensor, low, high), dtype=_F64, device="cpu")
     return widened(((tensor <= low) | (tensor >= high)).sum())
 
 
 def active_units(output: Tensor, unit_dim: int) -> Tensor:
     """Which units have a non-zero entry: bool of shape (units,)."""
     output = local(output.detach())
+    if _is_at_hand(output):
+        return host.active_units(output, unit_dim)
     others = [dim for dim in range(output.dim()) if dim != unit_dim % output.dim()]
     return torch.count_nonzero(output, dim=others) > 0

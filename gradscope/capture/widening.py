@@ -10,28 +10,28 @@ from gradscope.capture.derive import What
 F64 = NDArray[np.float64]
 
 
-def widened(what: What, row: F64) -> F64:
-    """The row as `statistics` has it, of one as `single_precision` does."""
+def widened(what: What, rows: F64) -> F64:
+    """Rows (rows × numbers) as `statistics` has them, of some as `single_precision` does."""
     widen = _WIDEN.get(what)
-    return row if widen is None else widen(row)
+    return rows if widen is None else widen(rows)
 
 
-def _moments(row: F64) -> F64:
-    exponent, count, mean, spread, low, high, zeros, nonfinite = row
+def _moments(rows: F64) -> F64:
+    exponent, count, mean, spread, low, high, zeros, nonfinite = rows.T
     unit = np.exp2(exponent)
     total, square = count * mean * unit, (spread + count * mean**2) * unit**2
-    return np.array([count, total, square, low * unit, high * unit, zeros, nonfinite])
+    return np.stack([count, total, square, low * unit, high * unit, zeros, nonfinite], axis=1)
 
 
-def _squares(row: F64) -> F64:
-    exponent, square, count = row
-    return np.array([square * np.exp2(2 * exponent), count])
+def _squares(rows: F64) -> F64:
+    exponent, square, count = rows.T
+    return np.stack([square * np.exp2(2 * exponent), count], axis=1)
 
 
-def _update(row: F64) -> F64:
-    change, gradient = row[:2]
-    exponents = np.array([2 * change, change + gradient, 2 * gradient])
-    return np.concatenate([row[2:5] * np.exp2(exponents), row[5:]])
+def _update(rows: F64) -> F64:
+    change, gradient = rows.T[:2]
+    exponents = np.stack([2 * change, change + gradient, 2 * gradient], axis=1)
+    return np.hstack([rows[:, 2:5] * np.exp2(exponents), rows[:, 5:]])
 
 
 _WIDEN: Mapping[What, Callable[[F64], F64]] = {

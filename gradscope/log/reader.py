@@ -189,7 +189,11 @@ def _sort_in(found: _Collected, record: bytes, path: Path) -> None:
 def _take(found: _Collected, step: int, value: schema.Value, path: Path) -> None:
     table = _TABLE_OF_TAG.get(value.tag)
     if table is not None:
-        found.tables[table][step] = _checked(schema.read_array(value), found, table)
+        if found.header is None:
+            message = f"{table} before the header"
+            raise ValueError(message)
+        quantities = len(found.header["quantities"][table])
+        found.tables[table][step] = schema.read_table(value, quantities)
     elif value.tag == schema.HISTOGRAMS:
         _take_counts(found, step, value)
     elif value.tag == schema.PULSE:
@@ -244,17 +248,6 @@ def _header(header: dict[str, Any], path: Path) -> dict[str, Any]:
         message = f"a header with {sorted(header)}"
         raise ValueError(message)
     return header
-
-
-def _checked(
-    array: NDArray[np.float32], found: _Collected, table: TableName
-) -> NDArray[np.float32]:
-    """The table if it has a row for each quantity."""
-    wanted = None if found.header is None else len(found.header["quantities"][table])
-    if array.ndim != 2 or array.shape[0] != wanted:  # noqa: PLR2004  (quantities × entities)
-        message = f"{table} of shape {array.shape}, {wanted} quantities"
-        raise ValueError(message)
-    return array
 
 
 def _run(folder: Path | None, found: _Collected) -> Run:

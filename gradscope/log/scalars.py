@@ -75,18 +75,6 @@ def _norm(row: Row) -> float:
     return float(np.sqrt(np.sum(row.astype(np.float64) ** 2)))
 
 
-def _median(row: Row) -> float:
-    return float(np.median(row))
-
-
-def _largest(row: Row) -> float:
-    return float(row.max())
-
-
-def _smallest(row: Row) -> float:
-    return float(row.min())
-
-
 def _total(row: Row) -> float:
     return float(row.sum())
 
@@ -95,40 +83,55 @@ def _mean(row: Row) -> float:
     return float(row.mean(dtype=np.float64))
 
 
+def _median(row: Row) -> float:
+    # What numpy's does after sorting once more.
+    return float((row[(row.size - 1) // 2] + row[row.size // 2]) / row.dtype.type(2))
+
+
 def _quantile(share: float) -> Reduce:
     def reduce(row: Row) -> float:
         # The value of a layer there is: infinity has no neighbours to interpolate with.
-        return float(np.quantile(row, share, method="inverted_cdf"))
+        return float(row[max(math.ceil(row.size * share) - 1, 0)])
 
     return reduce
 
 
-_SPREAD: tuple[tuple[str, Reduce], ...] = (
-    ("smallest", _smallest),
-    (LOW, _quantile(0.05)),
-    (MIDDLE, _median),
-    (HIGH, _quantile(0.95)),
-    ("largest", _largest),
-)
+_smallest, _largest = _quantile(0.0), _quantile(1.0)
+_SPREAD: dict[str, Reduce] = {
+    "smallest": _smallest,
+    LOW: _quantile(0.05),
+    MIDDLE: _median,
+    HIGH: _quantile(0.95),
+    "largest": _largest,
+}
 
 
-def _spread(group: str, quantity: str) -> tuple[tuple[str, TableName, str, Reduce], ...]:
+def _spread(group: str) -> dict[str, Reduce]:
     """How a quantity differs between the parameters."""
-    return tuple((f"{group}/{name}", "parameters", quantity, reduce) for name, reduce in _SPREAD)
+    return {f"{group}/{name}": reduce for name, reduce in _SPREAD.items()}
 
 
-_TABLE_TAGS: tuple[tuple[str, TableName, str, Reduce], ...] = (
-    ("gradient/global_norm", "parameters", "grad_norm", _norm),
-    ("gradient/nonfinite_entries", "parameters", "grad_nonfinite", _total),
-    *_spread(GRADIENT_SPREAD, "grad_norm"),
-    *_spread(UPDATE_SPREAD, "update_ratio"),
-    ("weight/global_norm", "parameters", "weight_norm", _norm),
-    ("activation/largest_rms", "modules", "output_rms", _largest),
-    ("activation/dead_share_mean", "modules", "dead_unit_fraction", _mean),
-    ("activation/dead_share_largest", "modules", "dead_unit_fraction", _largest),
-    ("activation/saturated_share_mean", "modules", "output_saturated_fraction", _mean),
-    ("activation/saturated_share_largest", "modules", "output_saturated_fraction", _largest),
-)
+# By table and quantity: tag → what it shows of the numbers that there are, in ascending order.
+_TABLE_TAGS: dict[tuple[TableName, str], dict[str, Reduce]] = {
+    ("parameters", "grad_norm"): {"gradient/global_norm": _norm, **_spread(GRADIENT_SPREAD)},
+    ("parameters", "grad_nonfinite"): {"gradient/nonfinite_entries": _total},
+    ("parameters", "update_ratio"): _spread(UPDATE_SPREAD),
+    ("parameters", "weight_norm"): {"weight/global_norm": _norm},
+    ("modules", "output_rms"): {"activation/largest_rms": _largest},
+    ("modules", "dead_unit_fraction"): {
+        "activation/dead_share_mean": _mean,
+        "activation/dead_share_largest": _largest,
+    },
+    ("modules", "output_saturated_fraction"): {
+        "activation/saturated_share_mean": _mean,
+        "activation/saturated_share_largest": _largest,
+    },
+}
+_INDEX: dict[tuple[TableName, str], int] = {
+    (table, quantity.name): index
+    for table, listed in CATALOGUE.items()
+    for index, quantity in enumerate(listed)
+}
 # What there is of a single parameter.
 _LAYER_QUANTITIES = ("grad_norm", "update_ratio")
 
@@ -136,12 +139,11 @@ _LAYER_QUANTITIES = ("grad_norm", "update_ratio")
 def table_scalars(tables: Mapping[TableName, Row]) -> dict[str, float]:
     """Tag → number, of one recorded step; what was not measured has no point."""
     scalars: dict[str, float] = {}
-    for tag, table, quantity, reduce in _TABLE_TAGS:
-        index = [q.name for q in CATALOGUE[table]].index(quantity)
-        row = tables[table][index]
-        measured = row[~np.isnan(row)]
+    for key, tags in _TABLE_TAGS.items():
+        row = tables[key[0]][_INDEX[key]]
+        measured = np.sort(row[~np.isnan(row)])
         if measured.size:
-            scalars[tag] = reduce(measured)
+            scalars |= {tag: reduce(measured) for tag, reduce in tags.items()}
     if scalars.get("gradient/nonfinite_entries", 0) > 0:
         # The norm of what is left beside NaN is not the gradient's; TensorBoard marks NaN.
         scalars["gradient/global_norm"] = math.nan
@@ -150,11 +152,12 @@ def table_scalars(tables: Mapping[TableName, Row]) -> dict[str, float]:
 
 def layer_scalars(table: NDArray[np.float32], columns: Mapping[str, int]) -> dict[str, float]:
     """Tag → number, of single parameters (name → column) in their table of one step."""
-    names = [quantity.name for quantity in CATALOGUE["parameters"]]
-    broken = table[names.index("grad_nonfinite")] > 0
+    if not columns:
+        return {}
+    broken = table[_INDEX["parameters", "grad_nonfinite"]] > 0
     scalars: dict[str, float] = {}
     for quantity in _LAYER_QUANTITIES:
-        row = table[names.index(quantity)]
+        row = table[_INDEX["parameters", quantity]]
         for name, column in columns.items():
             if quantity == "grad_norm" and broken[column]:
                 scalars[f"layer/{name}/{quantity}"] = math.nan

@@ -1,9 +1,10 @@
 """The records of a run: their tags, and how each becomes a TensorBoard summary value and back.
 
 Own records carry the plugin name `gradscope`. Tables are float32 tensors of shape (quantities,
-entities); column i is always the i-th entity of the append-only entity list. The pulse is a
-float64 tensor of shape (steps, columns) that names its columns itself. The counts of a step's
-histograms are one packed string, whose metadata name the bins. Everything else is JSON.
+entities); column i is always the i-th entity of the append-only entity list; where rows are left
+out, the metadata say of which quantities those there are, a byte for each. The pulse is a float64
+tensor of shape (steps, columns) that names its columns itself. The counts of a step's histograms
+are one packed string, whose metadata name the bins. Everything else is JSON.
 """
 
 import json
@@ -26,8 +27,8 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 from gradscope.quantities import TableName
 from gradscope.record import CountArray, pack_counts
 
-# 1: the first.
-FORMAT_VERSION = 1
+# 1: the first. 2: tables without the quantities that were not measured of anything.
+FORMAT_VERSION = 2
 
 PLUGIN = "gradscope"
 FILE_SUFFIX = ".gradscope"
@@ -87,6 +88,28 @@ def read_array(value: Value) -> NDArray[Any]:
     dtype = np.float32 if tensor.dtype == types_pb2.DT_FLOAT else np.float64
     shape = [dim.size for dim in tensor.tensor_shape.dim]
     return np.frombuffer(tensor.tensor_content, dtype=dtype).reshape(shape)
+
+
+def table_value(table: TableName, array: NDArray[np.float32]) -> Value:
+    """A table (quantities × entities); what was not measured of any entity is left out."""
+    there = np.flatnonzero(~np.isnan(array).all(axis=1))
+    if there.size in (0, len(array)):
+        return array_value(TABLES[table], array)
+    return array_value(TABLES[table], array[there], bytes(there.tolist()))
+
+
+def read_table(value: Value, quantities: int) -> NDArray[np.float32]:
+    """The table with all its quantities, read-only."""
+    array = read_array(value)
+    there = list(value.metadata.plugin_data.content)
+    if array.ndim != 2 or len(array) != (len(there) or quantities):  # noqa: PLR2004
+        message = f"a table of shape {array.shape}, {quantities} quantities"
+        raise ValueError(message)
+    if not there:
+        return array
+    whole = np.full((quantities, array.shape[1]), np.nan, np.float32)
+    whole[there] = array
+    return whole
 
 
 def _string_value(tag: str, string: bytes, plugin: str, content: bytes = b"") -> Value:

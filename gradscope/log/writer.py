@@ -143,7 +143,7 @@ class RunWriter:
 
         histograms: the exponent of the first bin, and the counts (parameters × bins).
         """
-        values = [schema.array_value(schema.TABLES[name], array) for name, array in tables.items()]
+        values = [schema.table_value(name, array) for name, array in tables.items()]
         values += [schema.scalar_value(tag, number) for tag, number in scalars.items()]
         if pulse is not None:
             values.append(schema.pulse_value(*pulse))

@@ -34,9 +34,9 @@ def test_shares_weigh_the_parts_by_what_their_samples_stand_for() -> None:
     rows = merge._merged(added, extremes, missing)
     table = derive.tables(
         {
-            "update": [(0, rows["update"][0].numpy())],
-            "magnitudes": [(0, rows["magnitudes"][0].numpy())],
-            "gradient": [(0, np.array([600.0, 0, 0, 0, 0, 0, 0]))],
+            "update": ([0], rows["update"].numpy()),
+            "magnitudes": ([0], rows["magnitudes"].numpy()),
+            "gradient": ([0], np.array([[600.0, 0, 0, 0, 0, 0, 0]])),
         },
         {},
         {"parameters": 1, "modules": 0, "signals": 0},

@@ -23,7 +23,8 @@ F64 = NDArray[np.float64]
 
 def on_host(what: What, row: Tensor) -> F64:
     assert row.dtype == torch.float32
-    return widened(what, row.numpy().astype(np.float64))
+    found: NDArray[np.float64] = widened(what, row.numpy().astype(np.float64)[None])[0]
+    return found
 
 
 def described(entries: F64) -> list[float]:

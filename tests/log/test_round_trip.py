@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
+from gradscope.log import schema
 from gradscope.log.reader import load
 from gradscope.log.writer import RunWriter
 from gradscope.quantities import CATALOGUE, TableName
@@ -166,3 +167,17 @@ def test_what_an_older_gradscope_did_not_measure_is_nan(tmp_path: Path) -> None:
     for index, quantity in enumerate(older):
         assert table[quantity.name].tolist() == [[index]]
     assert np.isnan(table["update_lost_fraction"]).all()
+
+
+def test_quantities_that_were_not_measured_of_anything_take_no_room() -> None:
+    table = np.full((18, 3), np.nan, np.float32)
+    table[4], table[9, 1] = [1.0, np.inf, np.nan], 2.0
+    value = schema.table_value("parameters", table)
+    assert len(value.tensor.tensor_content) == 2 * 3 * 4
+    np.testing.assert_array_equal(schema.read_table(value, 18), table)
+    for whole in (np.full((18, 3), np.nan, np.float32), np.ones((18, 3), np.float32)):
+        value = schema.table_value("parameters", whole)
+        np.testing.assert_array_equal(schema.read_table(value, 18), whole)
+    for quantities in (9, 20):
+        with pytest.raises(ValueError, match="quantities"):
+            schema.read_table(schema.array_value("t", table), quantities)
