@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FloatArray = NDArray[np.floating[Any]]
-# A mark that no zlib stream begins with; rows, first bin, the bin behind the last.
-_PACKED = struct.Struct("<BIHH")
-_TRIMMED = 1
+# A mark that no zlib stream begins with; rows, first bin, the bin behind the last, bytes a count.
+_PACKED = struct.Struct("<BIHHB")
+_SPARSE = 1
 
 StepArray = NDArray[np.int64]
 CountArray = NDArray[np.uint32]
@@ -178,21 +178,36 @@ class Histograms:
 
 
 def pack_counts(counts: CountArray) -> bytes:
-    """The counts (entities × bins) in few bytes: without the outer bins that hold nothing."""
+    """The counts (entities × bins) in few bytes: which are not zero, a bit each; then those."""
     held = np.flatnonzero(counts.any(axis=0))
     first, stop = (int(held[0]), int(held[-1]) + 1) if held.size else (0, 0)
-    within = np.ascontiguousarray(counts[:, first:stop], "<u4")
-    return _PACKED.pack(_TRIMMED, len(counts), first, stop) + zlib.compress(within.tobytes(), 1)
+    within = counts[:, first:stop]
+    nonzero = within != 0
+    found = within[nonzero]
+    # Nearly always they are those of a sample.
+    width = 2 if not found.size or int(found.max()) < 1 << 16 else 4
+    head = _PACKED.pack(_SPARSE, len(counts), first, stop, width)
+    return b"".join((head, np.packbits(nonzero).tobytes(), found.astype(f"<u{width}").tobytes()))
 
 
 def unpack_counts(packed: bytes, bins: int) -> CountArray:
-    """What `pack_counts` was given; of whole rows as well, as they were first written."""
-    if not packed.startswith(bytes([_TRIMMED])):
+    """What `pack_counts` was given; raises ValueError where it can't be that.
+
+    Also of whole rows in a zlib stream, as they were first written.
+    """
+    if packed[:1] != bytes([_SPARSE]):
         return np.frombuffer(zlib.decompress(packed), "<u4").reshape(-1, bins)
-    _, rows, first, stop = _PACKED.unpack_from(packed)
-    within = np.frombuffer(zlib.decompress(packed[_PACKED.size :]), "<u4")
+    if len(packed) < _PACKED.size:
+        message = f"{len(packed)} bytes of counts"
+        raise ValueError(message)
+    _, rows, first, stop, width = _PACKED.unpack_from(packed)
+    inside = rows * (stop - first)
+    bits = np.frombuffer(packed, np.uint8, (inside + 7) // 8, _PACKED.size)
+    nonzero = np.unpackbits(bits, count=inside).astype(bool).reshape(rows, stop - first)
     counts = np.zeros((rows, bins), np.uint32)
-    counts[:, first:stop] = within.reshape(rows, stop - first)
+    counts[:, first:stop][nonzero] = np.frombuffer(
+        packed, f"<u{width}", offset=_PACKED.size + bits.size
+    )
     return counts
 
 

@@ -11,18 +11,16 @@ from gradscope.errors import ConfigError, ConfigTypeError
 
 
 def refuse(*, every: object, budget: object, on_finding: object) -> None:
-    """Arguments of the frozen signature whose meaning comes later."""
+    """Arguments that contradict each other, and one whose meaning comes later."""
     if every is not None and budget is not None:
         message = f"every={every!r} and budget={budget!r} contradict each other; give one of them"
         raise ConfigError(message)
-    ways_out = {
-        "budget": (budget, "use every=k to choose the cadence"),
-        "on_finding": (on_finding, "call scope.report() in the loop"),
-    }
-    for name, (value, way_out) in ways_out.items():
-        if value is not None:
-            message = f"{name}={value!r} is not available in this version; {way_out}"
-            raise ConfigError(message)
+    if on_finding is not None:
+        message = (
+            f"on_finding={on_finding!r} is not available in this version; "
+            "call scope.report() in the loop"
+        )
+        raise ConfigError(message)
 
 
 def check_resume(*, resume: object, log_dir: object) -> None:

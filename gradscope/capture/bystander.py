@@ -11,6 +11,7 @@ class Bystander(Recorder):
 
     def __init__(self) -> None:
         """Begin nothing."""
+        self.seconds = 0.0
 
     def submit(self, packet: Packet) -> None:
         """Drop it."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Literal, get_args
 
+from gradscope.capture.cadence import BUDGET
 from gradscope.errors import ConfigError, ConfigTypeError
 
 Level = Literal["parameters", "full"]
@@ -16,6 +17,7 @@ class CaptureConfig:
     """The settings of one watch, valid by construction."""
 
     every: int | None = None
+    budget: float = BUDGET
     level: str = "full"
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()

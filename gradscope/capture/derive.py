@@ -98,7 +98,11 @@ def _table(
 def _parameters(rows: RowsByKind, flags: Mapping[str, Mapping[int, float]], size: int) -> _Columns:
     columns = _described("grad_", rows.get("gradient"))
     for quantity, known in flags.items():
-        columns[quantity] = (np.array(list(known), np.int64), np.array(list(known.values())))
+        size_known = len(known)
+        columns[quantity] = (
+            np.fromiter(known, np.int64, size_known),
+            np.fromiter(known.values(), np.float64, size_known),
+        )
     if "touched" in rows:
         entities, total = merge_sums(rows["touched"])
         columns["grad_touched_fraction"] = (entities, _ratio(total[:, 0], total[:, 1]))

@@ -6,8 +6,9 @@ from functools import partial
 from typing import Any
 
 from gradscope.capture.entities import Roster
+from gradscope.capture.pulse import Pulse
 from gradscope.capture.pulses import Pulses
-from gradscope.capture.recorder import PATIENCE, Packet, Pulse, Recorder, Rows
+from gradscope.capture.recorder import PATIENCE, Packet, Recorder, Rows
 from gradscope.capture.selection import Selection
 from gradscope.log.writer import RunWriter
 
@@ -21,6 +22,10 @@ class Handover:
         self._pulses = pulses
         self._flushed_at = time.monotonic()
         self.recorder: Recorder | None = None
+
+    def seconds(self) -> float:
+        """What the recorder's thread has computed for so far, beside the training loop."""
+        return 0.0 if self.recorder is None else self.recorder.seconds
 
     def step_closed(self, rows: Rows | None) -> None:
         """A step is complete: hand over its record, or the pulses if it is time."""

@@ -138,14 +138,20 @@ class ShardMerge:
             if step < self._proposed:
                 return False
             self._settle(self._decision)
-        if self.over or not self._cadence.due(step):
+        if self.over:
+            return False
+        # Where parameters are split no process takes a look of its own.
+        if not self._cadence.due(step) and (self.active or not self._cadence.take_wanted()):
             return False
         self.look()
-        if not self.active:
-            self._cadence.agree(self._cadence.propose(step))
         self._step = step
         self.pending = False
         return True
+
+    def recorded(self) -> None:
+        """The recorded step has closed: where no other process has a say, the next is settled."""
+        if not self.active:
+            self._cadence.agree(self._cadence.propose(self._step))
 
     def _settle(self, decision: _Decision) -> None:
         self._decision = None

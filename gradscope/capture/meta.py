@@ -26,7 +26,7 @@ def described(
         "trainable_parameters": sum(p.numel() for p in known if p.requires_grad),
         "device": str(next(model.parameters()).device),
         "criterion": None if criterion is None else type(criterion).__name__,
-        "cadence": describe(config.every),
+        "cadence": describe(config.every, config.budget),
         "level": config.level,
         "sampling": sampling(known),
         "loss_is_progress": config.loss_is_progress,

@@ -133,10 +133,13 @@ class ModuleTaps:
 
     def forward_begins(self, module: nn.Module) -> None:
         """The forward of the model, or a replica, starts anew: uses are counted from the first."""
+        self._in_forward = True
+        if self._rows is None:
+            self._calls.forward_begins(module)
+            return
         if self._listening and not self._hooked:
             self._hook_modules()
         self._count_uses()
-        self._in_forward = True
         self._sequences.complete(self._rows)
         self.time.forward_begins()
         if self._roster.model in self._names:

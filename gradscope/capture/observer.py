@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
+from weakref import WeakMethod
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +17,11 @@ from gradscope.capture.config import CaptureConfig
 from gradscope.capture.context import is_replica, is_set_apart
 from gradscope.capture.distributed import Presence, processes
 from gradscope.capture.entities import Roster
+from gradscope.capture.events import Events
 from gradscope.capture.guard import OUTPUTS, SCALARS, STEPS, Guard
 from gradscope.capture.handover import Handover
 from gradscope.capture.merge import ShardMerge
+from gradscope.capture.meter import Meter
 from gradscope.capture.modules import ModuleTaps
 from gradscope.capture.names import owned_parameters
 from gradscope.capture.optimizers import Optimizers, with_closure
@@ -56,7 +59,9 @@ class Observer:
         # Of several processes one writes; the others take part where parameters are split.
         self._writes = writes
         self._roster = Roster(model, config)
-        self._cadence = Cadence(config.every)
+        meter = Meter(lambda: guard.seconds()[0] + self._handover.seconds())
+        self._cadence = Cadence(config.every, config.budget, meter)
+        self._events = Events(self._cadence.alarm)
         presence = None if processes() is None else Presence(model)
         self.shards = ShardMerge(self._cadence, self._roster.watched_parameters, presence, guard)
         self.selection = Selection(self._roster, guard)
@@ -84,6 +89,7 @@ class Observer:
     def record_to(self, recorder: Recorder) -> None:
         """Hand over what is recorded from now on."""
         self._handover.recorder = recorder
+        recorder.on_pulses = WeakMethod(self._events.arrived)
 
     def take_up(self, earlier: Continuation) -> None:
         """Go on after the last step of a run; raises ConfigError if it is another model's."""
@@ -292,9 +298,14 @@ class Observer:
         if step.rows is not None:
             self.shards.attempt(self._finish_record, step)
             self.shards.merge(step.rows)
-        self._scaling.step_closes(self._pulses.current(), step.stepped)
+        pulse = self._pulses.current()
+        self._scaling.step_closes(pulse, step.stepped)
         self._pulses.end()
         self.shards.attempt(self._handover.step_closed, step.rows)
+        self._cadence.step_closed(recorded=step.rows is not None)
+        if step.rows is not None:
+            self.shards.recorded()
+        self._events.closed(pulse)
         if self._writes and self.counts["closed_steps"] == LOSS_EXPECTED_AFTER:
             self._pulses.expect_loss()
         if step.rows is not None:

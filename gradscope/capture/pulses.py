@@ -9,7 +9,7 @@ from torch import Tensor
 from gradscope.analysis.words import listed
 from gradscope.capture.guard import SCALARS, Guard
 from gradscope.capture.precision import widened
-from gradscope.capture.recorder import Pulse
+from gradscope.capture.pulse import Pulse
 from gradscope.capture.scaling import beside
 from gradscope.capture.shards import known
 from gradscope.log.scalars import MAX_USER_TAGS, is_users_own

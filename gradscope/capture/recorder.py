@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 from weakref import WeakMethod
 
@@ -22,6 +23,7 @@ from torch import Tensor
 from gradscope.capture import derive
 from gradscope.capture.condensed import Row, condensed
 from gradscope.capture.guard import in_words
+from gradscope.capture.pulse import Pulse
 from gradscope.capture.statistics import LOWEST_OCTAVE
 from gradscope.capture.widening import widened
 from gradscope.log import schema
@@ -35,55 +37,11 @@ F64 = NDArray[np.float64]
 # Half of what a kill may cost: a step that is done is written when it is this old, whether or
 # not the next has begun; the other half is for the writing.
 PATIENCE = 1.0
-# Beyond this many rows of a step, and values of a name, what can be added up is.
+# Beyond this many rows of a step what can be added up is.
 _MANY_ROWS = 4_096
-_MANY_VALUES = 256
 # Beyond this many unwritten packets training waits for the disk: nothing is lost, and memory
 # stays bounded.
 _QUEUE = 64
-
-
-@dataclass(slots=True, eq=False)
-class Pulse:
-    """What is known of every step: name → the values it was given, on the device or not."""
-
-    step: int
-    values: dict[str, list[Tensor | float]] = field(default_factory=dict)
-    # How authentic the source of the loss is that was seen so far.
-    loss_rank: int = -1
-    # Of how many values the first one is the sum, where it is one.
-    added: dict[str, int] = field(default_factory=dict)
-
-    def add(self, name: str, value: Tensor | float) -> None:
-        """Add a value; several of one name within a step count as their mean."""
-        values = self.values.setdefault(name, [])
-        values.append(value)
-        if len(values) >= _MANY_VALUES and len({_device(value) for value in values}) == 1:
-            self.added[name] = self.count(name)
-            self.values[name] = [sum(values[1:], start=values[0])]
-
-    def replace(self, name: str, value: Tensor | float) -> None:
-        """Set the value, whatever was there."""
-        self.drop(name)
-        self.values[name] = [value]
-
-    def drop(self, name: str) -> None:
-        """Forget the values of that name."""
-        self.values.pop(name, None)
-        self.added.pop(name, None)
-
-    def count(self, name: str) -> int:
-        """How many values of that name were added."""
-        return len(self.values[name]) - 1 + self.added.get(name, 1)
-
-    def copy(self) -> "Pulse":
-        """As it stands now."""
-        values = {name: list(values) for name, values in self.values.items()}
-        return Pulse(self.step, values, self.loss_rank, dict(self.added))
-
-
-def _device(value: Tensor | float) -> torch.device | None:
-    return value.device if isinstance(value, Tensor) else None
 
 
 @dataclass(slots=True)
@@ -198,7 +156,8 @@ class _Transfer:
             if block.dtype == torch.float32:
                 matrix = widened(block.what, matrix)
             if block.known[0]:
-                matrix = np.hstack([matrix, np.array(block.known)])
+                known = np.fromiter(chain.from_iterable(block.known), np.float64)
+                matrix = np.hstack([matrix, known.reshape(size, -1)])
             entities: Sequence[int] = block.entities
             if block.what in rows:
                 # Of a model on several devices, or in several formats.
@@ -262,6 +221,9 @@ class Recorder:
         self._failed = False
         self._abandoned = False
         self._process = os.getpid()
+        # What the thread has computed for; who is told of pulses, weakly.
+        self.seconds = 0.0
+        self.on_pulses: WeakMethod[Callable[[Sequence[Mapping[str, float]]], None]] | None = None
         self._thread = threading.Thread(target=self._work, name="gradscope", daemon=True)
         self._thread.start()
 
@@ -342,6 +304,7 @@ class Recorder:
             return
         try:
             action()
+            self.seconds = time.thread_time()
         except Exception as error:  # noqa: BLE001  (a full disk must not stop training)
             self._failed = True
             # Weakly: the thread must not keep the model alive.
@@ -362,6 +325,8 @@ class Recorder:
 
     def _write(self, transfer: _Transfer) -> None:
         rows, pulses = transfer.arrive()
+        if self.on_pulses is not None and (arrived := self.on_pulses()) is not None:
+            arrived(pulses)
         packet = transfer.packet
         steps = [pulse.step for pulse in packet.pulses]
         tables: dict[TableName, NDArray[np.float32]] = {}

@@ -18,7 +18,7 @@ from gradscope.capture.context import called_by_grad_scaler
 from gradscope.capture.guard import Guard
 from gradscope.capture.optimizers import Optimizers
 from gradscope.capture.precision import widened
-from gradscope.capture.recorder import Pulse
+from gradscope.capture.pulse import Pulse
 
 
 @dataclass(frozen=True, slots=True)

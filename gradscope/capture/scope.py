@@ -24,6 +24,7 @@ from gradscope.capture.arguments import (
 )
 from gradscope.capture.attachment import attach, is_scripted
 from gradscope.capture.bystander import Bystander
+from gradscope.capture.cadence import checked_budget
 from gradscope.capture.config import CaptureConfig, patterns
 from gradscope.capture.context import is_compiled
 from gradscope.capture.display import Display
@@ -72,7 +73,11 @@ def watch(
     log_dir: the folder for the run, readable by TensorBoard. A folder that holds a run already
         gets a sibling, unless it is resumed. Without it the run is kept in a temporary folder
         while the Scope lives.
-    every: record exactly every k-th step. Without it: the first ten steps, then every tenth.
+    every: record exactly every k-th step.
+    budget: the share of the training time that watching may cost; 0.01, 1 %, where neither is
+        given. The first ten steps are recorded, then as often as that allows over any minute, more
+        often where the loss leaps up or is not finite. Where steps are so short that all of it
+        comes to less than 0.2 s, that is spent.
     scaler: the GradScaler of the training: output gradients are then unscaled, too, and the run
         has the scale and which steps were skipped.
     level: "parameters" (gradients, weights, updates) or "full" (outputs and their gradients
@@ -86,7 +91,7 @@ def watch(
     resume: go on with the run in log_dir, after the last step that it holds, as one run; also
         after a kill. A folder without a run gets a new one. Restoring model and optimizer is
         yours; the same names and shapes keep their place, new ones are added.
-    budget, on_finding: not available yet; refused by name.
+    on_finding: not available yet; refused by name.
 
     Where several processes train, call it on each of them; rank 0 writes. Where they split the
     parameters, what is recorded of these is of the whole.
@@ -104,6 +109,7 @@ def watch(
     grad_scaler = checked_scaler(scaler)
     config = CaptureConfig(
         every=every,
+        budget=checked_budget(budget),
         level=level,
         include=patterns("include", include),
         exclude=patterns("exclude", exclude),

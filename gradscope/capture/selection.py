@@ -40,8 +40,11 @@ class Selection:
 
     def shown(self, user_tags: Iterable[str]) -> Shown:
         """What a packet is to show: of the parameters asked for, those that are known by now."""
+        tags = frozenset(user_tags)
+        if not self._layers and not self._histograms:
+            return Shown(tags, {}, {})
         return Shown(
-            frozenset(user_tags),
+            tags,
             self._roster.parameter_rows(self._layers),
             self._roster.parameter_rows(self._histograms),
         )

@@ -97,7 +97,10 @@ REFUSED: dict[str, Refused] = {
         ConfigError,
         ("every=2", "budget=0.01", "give one"),
     ),
-    "budget": ({"budget": 0.01}, ConfigError, ("budget=0.01", "not available", "every=k")),
+    "no budget": ({"budget": 0.0}, ConfigError, ("budget=0.0", "above 0", "0.01 is 1 %")),
+    "budget in percent": ({"budget": 5}, ConfigError, ("budget=5", "at most 1")),
+    "budget is nan": ({"budget": float("nan")}, ConfigError, ("budget=nan", "at most 1")),
+    "budget in words": ({"budget": "1%"}, TypeError, ("budget='1%'", "share")),
     "scaler is none": ({"scaler": 1024.0}, TypeError, ("scaler=1024.0", "torch.amp.GradScaler")),
     "on_finding": (
         {"on_finding": print},

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
-from gradscope.capture import recorder
+from gradscope.capture import pulse, recorder
 from gradscope.capture.scope import Scope, watch
 from gradscope.record import Run
 from tests.capture.reference import described, prefixed, wide
@@ -25,7 +25,7 @@ ROWS, GRADIENTS = 7, 6
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is many is few here; of the limits themselves the tests know."""
     monkeypatch.setattr(recorder, "_MANY_ROWS", 50)
-    monkeypatch.setattr(recorder, "_MANY_VALUES", 8)
+    monkeypatch.setattr(pulse, "_MANY_VALUES", 8)
 
 
 def rows_of(scope: Scope) -> int:

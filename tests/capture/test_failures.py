@@ -17,7 +17,9 @@ from torch.nn import functional as F  # noqa: N812
 from torch.optim import SGD
 
 from gradscope.capture import derive, parameters, pulses, scaling, statistics
+from gradscope.capture.cadence import Cadence
 from gradscope.capture.entities import Roster
+from gradscope.capture.events import Events
 from gradscope.capture.handover import Handover
 from gradscope.capture.modules import ModuleTaps
 from gradscope.capture.observer import Observer
@@ -134,7 +136,8 @@ BROKEN: dict[str, object] = {
 BROKEN |= {"tables": derive, "step": RunWriter, "_measure": ModuleTaps}
 BROKEN |= {"_ensure_open": Observer, "close_step": Observer, "_number": Pulses}
 BROKEN |= {"step_closed": Handover, "flush": Handover, "offer": Handover, "coverage": Handover}
-BROKEN |= {"_packet": Handover, "_write_new_entities": Handover}
+BROKEN |= {"_packet": Handover, "_write_new_entities": Handover, "seconds": Handover}
+BROKEN |= {"propose": Cadence, "closed": Events}
 BROKEN |= {"remember": Former, "among": Former, "left_behind": Roster, "condense": Rows}
 
 

@@ -103,10 +103,18 @@ def test_uninterrupted_and_resumed_read_the_same(tmp_path: Path) -> None:
 
 
 def test_cadence_counts_from_the_beginning_of_the_run(session: Session, tmp_path: Path) -> None:
-    session.watched(tmp_path, 13, every=None)
-    run = session.watched(tmp_path, 20, every=None)
-    assert list(run.recorded_steps) == [*range(10), 10, 20, 30]
+    session.watched(tmp_path, 13, every=10)
+    run = session.watched(tmp_path, 20, every=10)
+    assert list(run.recorded_steps) == [0, 10, 20, 30]
     assert list(run.steps) == list(range(33))
+
+
+def test_a_resumed_run_does_not_begin_densely_again(session: Session, tmp_path: Path) -> None:
+    session.watched(tmp_path, 90, every=None, budget=1e-9)
+    run = session.watched(tmp_path, 20, every=None, budget=1e-9)
+    later = [step for step in run.recorded_steps.tolist() if step >= 90]
+    assert later[0] == 90
+    assert len(later) <= 4
 
 
 @pytest.mark.parametrize("name", ["", "not/yet/there"])

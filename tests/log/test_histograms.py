@@ -136,6 +136,7 @@ _WHOLE = schema.counts_value(LOWEST, counts(0, 2)).tensor.string_val[0]
 BROKEN = {
     "not compressed": _bytes(b"counts"),
     "cut": _bytes(_WHOLE[:-6]),
+    "cut within its head": _bytes(_WHOLE[:5]),
     "fewer rows than it says": _bytes(_WHOLE[:1] + (3).to_bytes(4, "little") + _WHOLE[5:]),
     "a part of a row, as once written": _bytes(zlib.compress(np.ones(3, "<u4").tobytes())),
     "no bins": _no_bins(),
@@ -173,6 +174,12 @@ def test_counts_survive_packing_in_either_way() -> None:
     dense = generator.integers(0, 2**32, (5, 128), np.uint32)
     middle = np.zeros((5, 128), np.uint32)
     middle[2, 40:60] = 7
-    for counts_ in (dense, middle, np.zeros((3, 128), np.uint32), np.zeros((0, 128), np.uint32)):
+    for counts_ in (
+        dense,
+        middle,
+        middle * 9_999,
+        np.zeros((3, 128), np.uint32),
+        np.zeros((0, 128), np.uint32),
+    ):
         np.testing.assert_array_equal(unpack_counts(pack_counts(counts_), 128), counts_)
         np.testing.assert_array_equal(unpack_counts(zlib.compress(counts_.tobytes()), 128), counts_)
