@@ -9,8 +9,8 @@ suffice, `None` says so: entries that are not finite, a mean that leaves little 
 
 import math
 import threading
-from collections.abc import Iterator, Sequence
-from typing import Any, Protocol, TypeAlias
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -36,14 +36,8 @@ _quiet = np.errstate(over="ignore", invalid="ignore")
 
 Array: TypeAlias = NDArray[np.floating[Any]]
 F64: TypeAlias = NDArray[np.float64]
-Flats: TypeAlias = tuple[Tensor, ...]
-
-
-class Together(Protocol):
-    """Reads entries that lie one behind the other: a row for each tensor."""
-
-    def __call__(self, *entries: Array, starts: NDArray[np.int64]) -> F64:
-        """`starts` is where each tensor begins."""
+# Given entries that lie one behind the other, and where each tensor begins: a row for each.
+Together: TypeAlias = Callable[[Array, NDArray[np.int64]], F64]
 
 
 def array(tensor: Tensor) -> Array:
@@ -54,67 +48,50 @@ def array(tensor: Tensor) -> Array:
     return result
 
 
-@_quiet
 def moments(flat: Tensor) -> Tensor | None:
     """Those of a flat real tensor with entries, see `statistics.MOMENTS`."""
-    if flat.numel() <= SMALL:
+    count = flat.numel()
+    if count <= SMALL:
         return _small_moments(array(flat))
     total = sumsq = 0.0
     low, high, zeros = math.inf, -math.inf, 0
-    for piece in _pieces(flat):
+    for piece in (flat,) if count <= _PIECE else _pieces(flat):
         entries = array(piece)
         least, most = float(np.minimum.reduce(entries)), float(np.maximum.reduce(entries))
-        low, high = min(low, least), max(high, most)
         if not math.isfinite(least + most):
             return None
+        low, high = min(low, least), max(high, most)
         zeros += int(np.count_nonzero(entries == 0))
         # One of another format was converted.
         narrow = piece if piece.dtype is torch.float32 else torch.from_numpy(entries)
         unit = 1.0 if narrow.dtype is _F64 else _unit(max(most, -least))
         if unit != 1.0:
             narrow = narrow * unit
-        found_sum, found_square = _sums(narrow)
-        total += found_sum / unit
-        sumsq += found_square / unit / unit
-    count = flat.numel()
+        numbers, (into_sum, into_square) = _outlets(narrow.dtype)
+        torch.sum(narrow, 0, out=into_sum)
+        torch.dot(narrow, narrow, out=into_square)
+        total += float(numbers[0]) / unit
+        sumsq += float(numbers[1]) / unit / unit
     if not sumsq - total * total / count >= _LEAST_VARIANCE * sumsq:
         return None
     return torch.from_numpy(np.array((count, total, sumsq, low, high, zeros, 0.0), np.float64))
 
 
-class _Outlets(threading.local):
-    """Numbers, and the tensors that torch writes them through: less dear than a result is to read.
-
-    Each thread has its own: hooks run in those of the backward.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.numbers: dict[torch.dtype, Array] = {
-            torch.float32: np.zeros(2, np.float32),
-            _F64: np.zeros(2, np.float64),
-        }
-        self.tensors = {
-            dtype: torch.from_numpy(numbers).unbind() for dtype, numbers in self.numbers.items()
-        }
+# Two numbers, and the tensors that torch writes them through: a result is dear to read. By thread,
+# as hooks run in those of the backward.
+_known_outlets: dict[tuple[int, torch.dtype], tuple[Array, tuple[Tensor, ...]]] = {}
 
 
-_outlets = _Outlets()
-
-
-def _sums(flat: Tensor) -> tuple[float, float]:
-    """Σx and Σx², in the format of the tensor."""
-    total, square = _outlets.tensors[flat.dtype]
-    torch.sum(flat, 0, out=total)
-    torch.dot(flat, flat, out=square)
-    numbers = _outlets.numbers[flat.dtype]
-    return float(numbers[0]), float(numbers[1])
+def _outlets(dtype: torch.dtype) -> tuple[Array, tuple[Tensor, ...]]:
+    key = threading.get_ident(), dtype
+    found = _known_outlets.get(key)
+    if found is None:
+        numbers: Array = np.zeros(2, np.float64 if dtype is _F64 else np.float32)
+        found = _known_outlets[key] = numbers, torch.from_numpy(numbers).unbind()
+    return found
 
 
 def _pieces(flat: Tensor) -> Iterator[Tensor]:
-    if flat.numel() <= _PIECE:
-        yield flat
-        return
     for start in range(0, flat.numel(), _PIECE):
         yield flat[start : start + _PIECE]
 
@@ -127,6 +104,7 @@ def _unit(largest: float) -> float:
     return math.ldexp(1.0, exponent)
 
 
+@_quiet
 def _small_moments(entries: Array) -> Tensor | None:
     wide = entries.astype(np.float64)
     low, high = float(wide.min()), float(wide.max())
@@ -145,9 +123,10 @@ def squares(flat: Tensor) -> Tensor | None:
     else:
         total = 0.0
         for piece in _pieces(flat):
-            narrow = piece if piece.dtype in _outlets.tensors else piece.to(torch.float32)
-            torch.dot(narrow, narrow, out=_outlets.tensors[narrow.dtype][1])
-            total += float(_outlets.numbers[narrow.dtype][1])
+            narrow = piece if piece.dtype in (torch.float32, _F64) else piece.to(torch.float32)
+            numbers, (_, into_square) = _outlets(narrow.dtype)
+            torch.dot(narrow, narrow, out=into_square)
+            total += float(numbers[1])
         # A mean square like that of the smallest magnitude, which zero itself may hide.
         fits = total >= flat.numel() * _SMALLEST**2
     if not math.isfinite(total) or not fits:
@@ -156,36 +135,35 @@ def squares(flat: Tensor) -> Tensor | None:
 
 
 @_quiet
-def in_batches(items: Sequence[Flats | None], together: Together) -> list[Tensor | None]:
-    """A row for each item of one or several small flat tensors, read with others of its kind.
+def in_batches(flats: Sequence[Tensor | None], together: Together) -> list[Tensor | None]:
+    """A row for each small flat tensor, read with others of its kind.
 
     None: of what is not there, and where the numbers are not finite.
     """
-    rows: list[Tensor | None] = [None] * len(items)
-    alike: dict[tuple[torch.dtype, ...], list[int]] = {}
-    for index, item in enumerate(items):
-        if item is not None:
-            alike.setdefault(tuple(flat.dtype for flat in item), []).append(index)
-    for indices in alike.values():
-        for batch in _batches(indices, items):
-            known = [items[index] for index in batch]
-            sizes = [0, *(item[0].numel() for item in known if item is not None)]
-            joined = (torch.cat(flats) for flats in zip(*filter(None, known), strict=True))
-            found = together(*map(array, joined), starts=np.cumsum(sizes[:-1]))
+    rows: list[Tensor | None] = [None] * len(flats)
+    alike: dict[torch.dtype, list[tuple[int, Tensor]]] = {}
+    for index, flat in enumerate(flats):
+        if flat is not None:
+            alike.setdefault(flat.dtype, []).append((index, flat))
+    for small in alike.values():
+        for batch in _batches(small):
+            sizes = [0, *(flat.numel() for _, flat in batch)]
+            joined = array(torch.cat([flat for _, flat in batch]))
+            found = together(joined, np.cumsum(sizes[:-1]))
             finite = np.isfinite(found.sum(axis=1))
             for place, row in enumerate(torch.from_numpy(found)):
                 if finite[place]:
-                    rows[batch[place]] = row
+                    rows[batch[place][0]] = row
     return rows
 
 
-def _batches(indices: Sequence[int], items: Sequence[Flats | None]) -> Iterator[list[int]]:
+def _batches(small: Sequence[tuple[int, Tensor]]) -> Iterator[list[tuple[int, Tensor]]]:
     """As many together as stay in the cache."""
-    batch: list[int] = []
+    batch: list[tuple[int, Tensor]] = []
     filled = 0
-    for index in indices:
-        batch.append(index)
-        filled += sum(flat.numel() for flat in items[index] or ())
+    for entry in small:
+        batch.append(entry)
+        filled += entry[1].numel()
         if filled >= _PIECE:
             yield batch
             batch, filled = [], 0
@@ -193,9 +171,9 @@ def _batches(indices: Sequence[int], items: Sequence[Flats | None]) -> Iterator[
         yield batch
 
 
-def joined_moments(*entries: Array, starts: NDArray[np.int64]) -> F64:
-    """The moments of each, see `statistics.MOMENTS`."""
-    wide = entries[0].astype(np.float64)
+def joined_moments(entries: Array, starts: NDArray[np.int64]) -> F64:
+    """The moments of several tensors that lie one behind the other."""
+    wide = entries.astype(np.float64)
     count = np.diff(starts, append=wide.size)
     return np.stack(
         [
@@ -211,31 +189,32 @@ def joined_moments(*entries: Array, starts: NDArray[np.int64]) -> F64:
     )
 
 
-def joined_squares(*entries: Array, starts: NDArray[np.int64]) -> F64:
-    """(Σx², count) of each."""
-    wide = entries[0].astype(np.float64)
+def joined_squares(entries: Array, starts: NDArray[np.int64]) -> F64:
+    """(Σx², count) of several tensors that lie one behind the other."""
+    wide = entries.astype(np.float64)
     sums = np.add.reduceat(wide * wide, starts)
     return np.stack([sums, np.diff(starts, append=wide.size)], axis=1)
 
 
-def joined_products(*entries: Array, starts: NDArray[np.int64]) -> F64:
-    """Of (before, after, gradient), see `statistics.update_products`."""
-    before, after, gradient = entries
-    wide = gradient.astype(np.float64)
-    change = after.astype(np.float64)
-    change -= before
-    given = gradient != 0
-    products = change * change, wide * change, wide * wide
-    sums = [np.add.reduceat(product, starts) for product in products]
-    return np.stack(
-        [
-            *sums,
-            np.diff(starts, append=change.size),
-            np.add.reduceat(given, starts, dtype=np.float64),
-            np.add.reduceat(given & (change == 0), starts, dtype=np.float64),
-        ],
-        axis=1,
+@_quiet
+def update_products(before: Tensor, after: Tensor, gradient: Tensor) -> Tensor | None:
+    """See `statistics.update_products`."""
+    entries = array(gradient)
+    wide = entries.astype(np.float64)
+    change = array(after).astype(np.float64)
+    change -= array(before)
+    given = entries != 0
+    numbers = (
+        change @ change,
+        wide @ change,
+        wide @ wide,
+        change.size,
+        np.count_nonzero(given),
+        np.count_nonzero(given & (change == 0)),
     )
+    if not math.isfinite(sum(numbers[:3])):
+        return None
+    return torch.from_numpy(np.array(numbers, np.float64))
 
 
 def count_outside(tensor: Tensor, low: float, high: float) -> int:

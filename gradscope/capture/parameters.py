@@ -1,6 +1,6 @@
 """Gradients, weights and updates of the parameters, as an optimizer's step is given them."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +13,9 @@ from gradscope.capture.recorder import Rows
 from gradscope.capture.samples import CoordinateSamples, entries
 from gradscope.capture.scaling import Deferred, beside, divided, unless, unscaled
 from gradscope.capture.shards import groups, is_laid_out_alike
+
+# Entries: half a megabyte of gradients.
+_BATCH = 131_072
 
 
 @dataclass(slots=True)
@@ -115,11 +118,13 @@ class ParameterReader:
                 gradient = self._gradient(row, parameter)
                 if gradient is not None:
                     found.append((row, parameter, gradient))
-        self._measure(found, left)
-        if self._samples is not None:
-            taken = self._take(found, left, self._samples)
-            self._pending += taken
-            self._guard.run(HISTOGRAMS, self._count, taken)
+        earlier = len(self._pending)
+        # What is measured is still in the cache when its sample is taken.
+        for batch in _batches(found):
+            self._measure(batch, left)
+            if self._samples is not None:
+                self._pending += self._take(batch, left, self._samples)
+        self._guard.run(HISTOGRAMS, self._count, self._pending[earlier:])
 
     def _forget(self, again: set[int]) -> None:
         if not again:
@@ -215,9 +220,11 @@ class ParameterReader:
             self._pending = [e for e in self._pending if id(e.parameter) not in wanted]
         else:
             self._pending = []
-        after = [_flat_at(entry.parameter, entry.coordinates) for entry in ended]
-        taken = [(e.before, now, e.gradient) for e, now in zip(ended, after, strict=True)]
-        for entry, products in zip(ended, statistics.update_products_of(taken), strict=True):
+        for entry in ended:
+            after = statistics.plain(entry.parameter)
+            if entry.coordinates is not None:
+                after = after.index_select(0, entry.coordinates)
+            products = statistics.update_products(entry.before, after, entry.gradient)
             # Of a parameter that is split a process may hold nothing.
             scale = entries(entry.parameter) / max(entry.before.numel(), 1)
             skipped = entry.skipped
@@ -228,6 +235,13 @@ class ParameterReader:
                 self._rows.add("update", entry.row, unknown, scale)
 
 
-def _flat_at(parameter: Tensor, coordinates: Tensor | None) -> Tensor:
-    flat = statistics.plain(parameter)
-    return flat if coordinates is None else flat.index_select(0, coordinates)
+def _batches(
+    found: Sequence[tuple[int, Tensor, Tensor]],
+) -> Iterator[Sequence[tuple[int, Tensor, Tensor]]]:
+    first = filled = 0
+    for place, (_, _, gradient) in enumerate(found):
+        filled += gradient.numel()
+        if filled >= _BATCH:
+            yield found[first : place + 1]
+            first, filled = place + 1, 0
+    yield found[first:]

@@ -9,7 +9,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
@@ -101,9 +101,24 @@ class _Block:
     device: torch.device
     dtype: torch.dtype
     width: int
-    entities: list[int]
+    entities: list[int] = field(default_factory=list)
+    numbers: list[Tensor] = field(default_factory=list)
     # Further numbers that the host knows.
-    known: list[tuple[float, ...]]
+    known: list[tuple[float, ...]] = field(default_factory=list)
+
+
+def _blocks(entries: Iterable[Row]) -> list[_Block]:
+    """The rows of a step, those of a kind together."""
+    found: dict[tuple[Any, ...], _Block] = {}
+    for what, entity, numbers, known in entries:
+        key = (what, numbers.device, numbers.dtype, numbers.numel())
+        block = found.get(key)
+        if block is None:
+            block = found[key] = _Block(*key)
+        block.entities.append(entity)
+        block.numbers.append(numbers)
+        block.known.append(known)
+    return list(found.values())
 
 
 class _Transfer:
@@ -111,21 +126,10 @@ class _Transfer:
 
     def __init__(self, packet: Packet) -> None:
         self.packet = packet
-        self._blocks: list[_Block] = []
+        self._blocks = _blocks(packet.rows.entries if packet.rows else ())
         by_device: dict[torch.device, list[Tensor]] = {}
-        alike: dict[tuple[Any, ...], tuple[_Block, list[Tensor]]] = {}
-        for what, entity, numbers, known in packet.rows.entries if packet.rows else ():
-            key = (what, numbers.device, numbers.dtype, numbers.numel(), len(known))
-            found = alike.get(key)
-            if found is None:
-                found = alike[key] = _Block(*key[:4], [], []), []
-            block, tensors = found
-            block.entities.append(entity)
-            block.known.append(known)
-            tensors.append(numbers.reshape(-1))
-        for block, tensors in alike.values():
-            self._blocks.append(block)
-            by_device.setdefault(block.device, []).extend(tensors)
+        for block in self._blocks:
+            by_device.setdefault(block.device, []).append(torch.stack(block.numbers).reshape(-1))
         for pulse in packet.pulses:
             for values in pulse.values.values():
                 for value in values:

@@ -13,8 +13,8 @@ from torch import Tensor
 from gradscope.capture import statistics
 from gradscope.capture.shards import local
 
-# The relative error of a norm from m coordinates is about 1/√(2m): 1.1 % for evenly sized ones.
-LARGEST_SAMPLE = 4_096
+# The relative error of a norm from m coordinates is about 1/√(2m): 1.6 % for evenly sized ones.
+LARGEST_SAMPLE = 2_048
 # Of very many parameters each gets less, but not less than an error of 9 %.
 _SMALLEST_SAMPLE = 64
 # Of weight and gradient together 16 MB in float32.

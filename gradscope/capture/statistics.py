@@ -98,23 +98,24 @@ def moments(tensor: Tensor) -> Tensor:
 
 def moments_of(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Those of each, as `moments` has them; of many small ones in host memory at once."""
-    return _each([(tensor,) for tensor in tensors], host.joined_moments, moments)
+    return _each(tensors, host.joined_moments, moments)
 
 
 def _each(
-    items: Sequence[host.Flats], together: host.Together, alone: Callable[..., Tensor]
+    tensors: Sequence[Tensor], together: host.Together, alone: Callable[[Tensor], Tensor]
 ) -> list[Tensor]:
-    rows = host.in_batches([_small_at_hand(item) for item in items], together)
-    return [alone(*item) if row is None else row for item, row in zip(items, rows, strict=True)]
+    rows = host.in_batches([_small_at_hand(tensor) for tensor in tensors], together)
+    return [
+        alone(tensor) if row is None else row for tensor, row in zip(tensors, rows, strict=True)
+    ]
 
 
-def _small_at_hand(tensors: tuple[Tensor, ...]) -> host.Flats | None:
-    """The flat ones if they are small and lie in host memory."""
-    if tensors[0].is_sparse or tensors[0].device.type != "cpu":
+def _small_at_hand(tensor: Tensor) -> Tensor | None:
+    """The flat tensor if it is small and lies in host memory."""
+    if tensor.is_sparse or not tensor.is_cpu:
         return None
-    flats = tuple(plain(tensor) for tensor in tensors)
-    are_small = 0 < flats[0].numel() <= host.SMALL
-    return flats if are_small and all(map(_is_at_hand, flats)) else None
+    flat = plain(tensor)
+    return flat if 0 < flat.numel() <= host.SMALL and _is_at_hand(flat) else None
 
 
 def _cpu_moments(flat: Tensor) -> Tensor:
@@ -214,22 +215,21 @@ def squares(tensor: Tensor) -> Tensor:
 
 def squares_of(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Those of each, as `squares` has them; of many small ones in host memory at once."""
-    return _each([(tensor,) for tensor in tensors], host.joined_squares, squares)
+    return _each(tensors, host.joined_squares, squares)
 
 
-def update_products_of(taken: Sequence[tuple[Tensor, Tensor, Tensor]]) -> list[Tensor]:
-    """Of the coordinates (before, after, gradient) of each: float64 of shape (6,).
+def update_products(before: Tensor, after: Tensor, gradient: Tensor) -> Tensor:
+    """Of the given coordinates: float64 of shape (6,).
 
     Σ Δw², Σ g·Δw, Σ g²; their number; of those with a gradient other than zero the number, and how
     many did not change. Coordinates where the change or the gradient is not finite are left out.
     """
-    return _each(taken, host.joined_products, update_products)
-
-
-def update_products(before: Tensor, after: Tensor, gradient: Tensor) -> Tensor:
-    """The same of one."""
     if not has_float64(before.device):
         return single_precision.update_products(before, after, gradient)
+    if all(map(_is_at_hand, (before, after, gradient))):
+        found = host.update_products(before, after, gradient)
+        if found is not None:
+            return found
     change = after.to(_F64) - before.to(_F64)
     wide = gradient.to(_F64)
     clean = torch.isfinite(change) & torch.isfinite(wide)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -9,7 +10,7 @@ from gradscope.capture import statistics
 from gradscope.capture.activations import range_of_module
 from gradscope.capture.config import CaptureConfig
 from gradscope.capture.entities import channels_first
-from gradscope.capture.precision import widened
+from gradscope.capture.precision import has_float64, widened
 from gradscope.capture.recorder import Rows
 
 
@@ -22,7 +23,20 @@ class _Activity:
 
     def see(self, active: Tensor, samples: int) -> None:
         self.samples += samples
-        self.quiet.add_(samples).masked_fill_(active, 0)
+        if self.quiet.is_cpu:
+            # Of so few numbers an operation of torch's costs ten times as much.
+            quiet = self.quiet.numpy()
+            quiet += samples
+            quiet[active.numpy()] = 0
+        else:
+            self.quiet.add_(samples).masked_fill_(active, 0)
+
+    def dead(self, after: int) -> Tensor:
+        """How many have been quiet for so many samples: a scalar."""
+        if self.quiet.is_cpu and has_float64(self.quiet.device):
+            dead = np.count_nonzero(self.quiet.numpy() >= after)
+            return torch.from_numpy(np.array(dead, np.float64))
+        return widened((self.quiet >= after).sum())
 
 
 class Units:
@@ -82,9 +96,8 @@ class Units:
         for row in sorted(ran & self._activity.keys()):
             activity = self._activity[row]
             if activity.samples >= self._config.dead_after_samples:
-                dead = (activity.quiet >= self._config.dead_after_samples).sum()
-                units = float(activity.quiet.numel())
-                rows.add("dead", row, widened(dead), units)
+                dead = activity.dead(self._config.dead_after_samples)
+                rows.add("dead", row, dead, float(activity.quiet.numel()))
 
 
 def _measure_range(

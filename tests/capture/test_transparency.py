@@ -50,7 +50,7 @@ def dropout_net() -> nn.Module:
 
 
 def large_net() -> nn.Module:
-    """Beyond 8,192 weights: their updates are sampled."""
+    """Beyond 4,096 weights: their updates are sampled."""
     return nn.Sequential(nn.Linear(6, 300), nn.Linear(300, 300), nn.Dropout(), nn.Linear(300, 5))
 
 

@@ -175,7 +175,7 @@ def statistics_fail_on_the_last(place: Place) -> Any:
 
 
 def statistics_fail_on_the_first(place: Place) -> Any:
-    return _fails(place, 0, _broken(statistics, "update_products_of"))
+    return _fails(place, 0, _broken(statistics, "update_products"))
 
 
 def merging_fails_on_the_last(place: Place) -> Any:
