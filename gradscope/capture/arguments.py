@@ -63,6 +63,9 @@ def checked_optimizers(
         if not isinstance(optimizer, Optimizer):
             message = f"optimizer={type(optimizer).__name__} is not a torch.optim.Optimizer"
             raise ConfigTypeError(message)
+    # A wrapper and what it wraps are one.
+    optimizers = list(dict.fromkeys(map(_that_steps, optimizers)))
+    for optimizer in optimizers:
         held = [p for group in optimizer.param_groups for p in group["params"]]
         if not any(id(parameter) in mine for parameter in held):
             message = (
@@ -71,6 +74,31 @@ def checked_optimizers(
             )
             raise ConfigError(message)
     return optimizers
+
+
+def _that_steps(optimizer: Optimizer) -> Optimizer:
+    """The optimizer inside wrappers that torch did not build, as accelerate's: it has the hooks.
+
+    A wrapper with hooks of its own steps by itself, whatever it holds.
+    """
+    while True:
+        inner, hooks = getattr(optimizer, "optimizer", None), _hooks_of(optimizer)
+        if not isinstance(inner, Optimizer) or hooks not in (None, _hooks_of(inner)):
+            break
+        optimizer = inner
+    if hooks is None:
+        message = (
+            f"optimizer={type(optimizer).__name__} is an Optimizer that torch did not build: it "
+            "has no hooks; give watch() the optimizer that it steps, or none"
+        )
+        raise ConfigTypeError(message)
+    return optimizer
+
+
+def _hooks_of(optimizer: Optimizer) -> int | None:
+    # Lightning's wrapper shares the hooks of what it wraps.
+    hooks = getattr(optimizer, "_optimizer_step_pre_hooks", None)
+    return None if hooks is None else id(hooks)
 
 
 def _each(given: Any) -> Iterator[Optimizer]:

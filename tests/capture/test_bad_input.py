@@ -237,3 +237,16 @@ def test_refused_second_watch_leaves_the_first_alone(model: nn.Module, tmp_path:
             watch(model, optimizer, log_dir=no_folder(tmp_path))
         train(model, optimizer, 2)
         assert list(scope.run().steps) == [0, 1, 2]
+
+
+class Foreign(torch.optim.Optimizer):
+    """Not built by torch, and wraps nothing."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.param_groups = [{"params": list(model.parameters())}]
+
+
+@pytest.mark.usefixtures("nothing_left")
+def test_an_optimizer_without_hooks_is_refused(model: nn.Module, tmp_path: Path) -> None:
+    with pytest.raises(ConfigTypeError, match="Foreign is an Optimizer that torch did not build"):
+        watch(model, Foreign(model), log_dir=tmp_path)
