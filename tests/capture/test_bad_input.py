@@ -1,9 +1,10 @@
 """What can't work is refused in words that name it and the way out, and leaves nothing behind."""
 
 import re
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import torch
@@ -12,9 +13,11 @@ from torch.nn import functional as F  # noqa: N812
 from torch.optim import SGD
 from torch.optim import optimizer as torch_optimizer
 
+from gradscope.capture import scope as scopes
 from gradscope.capture.scope import watch
 from gradscope.errors import ConfigError, ConfigTypeError, GradscopeWarning, LogError
 from gradscope.log.reader import load
+from gradscope.log.writer import RunWriter
 from tests.capture.trainings import mlp_model, sgd, vectors
 
 
@@ -237,6 +240,85 @@ def test_refused_second_watch_leaves_the_first_alone(model: nn.Module, tmp_path:
             watch(model, optimizer, log_dir=no_folder(tmp_path))
         train(model, optimizer, 2)
         assert list(scope.run().steps) == [0, 1, 2]
+
+
+# Whatever fails while a watch begins, in the order in which it is used.
+
+
+def fail(*_: object, **__: object) -> NoReturn:
+    message = "out of luck"
+    raise RuntimeError(message)
+
+
+class Unhookable(SGD):
+    """An optimizer that fails when all other hooks are in place."""
+
+    register_step_post_hook = fail
+
+
+def assert_nothing_was_begun(model: nn.Module, folder: Path) -> None:
+    assert not [thread for thread in threading.enumerate() if thread.name == "gradscope"]
+    assert not folder.exists()
+    # And the next one finds no trace of it.
+    optimizer = sgd(model)
+    with watch(model, optimizer, log_dir=folder, every=1) as scope:
+        train(model, optimizer, 2)
+    assert scope.log_dir == folder
+    assert list(load(folder).recorded_steps) == [0, 1]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("Observer", "described", "run_folder", "RunWriter", "Recorder", "Display", "Hooks"),
+        *("attach", "is_compiled", "_close_if_alive"),
+    ],
+)
+def test_a_watch_that_fails_to_begin_leaves_nothing(
+    name: str, model: nn.Module, tmp_path: Path
+) -> None:
+    before, folder = hooks_of(model), tmp_path / "runs" / "first"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scopes, name, fail)
+        with pytest.raises(RuntimeError, match="out of luck"):
+            watch(model, sgd(model), log_dir=folder)
+    assert hooks_of(model) == before
+    assert not folder.parent.exists()
+    assert_nothing_was_begun(model, folder)
+
+
+def test_an_optimizer_that_can_not_be_hooked_leaves_nothing(
+    model: nn.Module, tmp_path: Path
+) -> None:
+    optimizer = Unhookable(model.parameters(), lr=0.1)
+    before = hooks_of(model) + hooks_of_optimizer(optimizer)
+    with pytest.raises(RuntimeError, match="out of luck"):
+        watch(model, optimizer, log_dir=tmp_path / "run")
+    assert hooks_of(model) + hooks_of_optimizer(optimizer) == before
+    assert_nothing_was_begun(model, tmp_path / "run")
+
+
+def hooks_of_optimizer(optimizer: torch.optim.Optimizer) -> int:
+    return len(optimizer._optimizer_step_pre_hooks) + len(optimizer._optimizer_step_post_hooks)
+
+
+def test_a_full_disk_at_the_beginning_leaves_nothing(model: nn.Module, tmp_path: Path) -> None:
+    folder, before = tmp_path / "run", hooks_of(model)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunWriter, "_json", fail)
+        with pytest.raises(RuntimeError, match="out of luck"):
+            watch(model, log_dir=folder)
+    assert hooks_of(model) == before
+    assert_nothing_was_begun(model, folder)
+
+
+def test_a_folder_that_was_there_stays(model: nn.Module, tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scopes, "attach", fail)
+        with pytest.raises(RuntimeError, match="out of luck"):
+            watch(model, log_dir=tmp_path)
+    assert tmp_path.is_dir()
+    assert list(tmp_path.iterdir()) == []
 
 
 class Foreign(torch.optim.Optimizer):
