@@ -1,12 +1,18 @@
 """What watch() is given, checked before training begins."""
 
 from collections.abc import Iterator, Sequence
+from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import nn
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
+from gradscope.analysis.words import listed
+from gradscope.capture.config import CaptureConfig
+from gradscope.capture.entities import ROOT
+from gradscope.capture.names import named_modules, owned_parameters
+from gradscope.capture.selection import names_near
 from gradscope.errors import ConfigError, ConfigTypeError
 
 
@@ -107,6 +113,30 @@ def _each(given: Any) -> Iterator[Optimizer]:
     except TypeError:
         message = f"optimizer={type(given).__name__} is neither an optimizer nor a sequence of them"
         raise ConfigTypeError(message) from None
+
+
+def check_selection(model: nn.Module, config: CaptureConfig) -> None:
+    """Each pattern of include matches something, and something is left to be watched."""
+    names = [name for name, _, _ in owned_parameters(model)]
+    names += [name or ROOT for name, _ in named_modules(model)]
+    for pattern in config.include:
+        # Which functions the forward calls (layers.3/relu#0) is seen when it runs.
+        if "/" not in pattern and not any(fnmatchcase(name, pattern) for name in names):
+            message = (
+                f"include={pattern!r} matches no parameter and no module of the "
+                f"{type(model).__name__}; {names_near(pattern, names)}"
+            )
+            raise ConfigError(message)
+    calls = any("/" in pattern for pattern in config.include)
+    if not calls and not any(map(config.selects, names)):
+        given = f"exclude={listed([repr(pattern) for pattern in config.exclude])}"
+        if config.include:
+            given = f"include={listed([repr(pattern) for pattern in config.include])} and {given}"
+        message = (
+            f"{given}: no parameter and no module of the {type(model).__name__} is left to be "
+            f"watched; there are: {listed(names)}"
+        )
+        raise ConfigError(message)
 
 
 def checked_scaler(scaler: object) -> GradScaler | None:

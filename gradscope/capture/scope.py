@@ -18,6 +18,7 @@ from gradscope.capture.arguments import (
     check_criterion,
     check_model,
     check_resume,
+    check_selection,
     checked_optimizers,
     checked_scaler,
     refuse,
@@ -81,7 +82,8 @@ def watch(
         needs no copy, one number per unit, and for a moment a byte per entry of a bounded
         activation's output; in one recorded step of ten, of `nn.RNN`, `nn.LSTM` and `nn.GRU` also
         input, output and its gradient, and what one more forward and backward of them takes.
-    include, exclude: fnmatch patterns on qualified names of modules and parameters.
+    include, exclude: fnmatch patterns on qualified names of modules and parameters; one of
+        include that matches none, and an exclude that leaves none, are refused.
     loss_is_progress: False where a falling loss is not the aim (GAN, RL, contrastive).
     resume: go on with the run in log_dir, after the last step that it holds, as one run; also
         after a kill. A folder without a run gets a new one. Restoring model and optimizer is
@@ -109,6 +111,7 @@ def watch(
         exclude=patterns("exclude", exclude),
         loss_is_progress=loss_is_progress,
     )
+    check_selection(model, config)
     earlier = [
         owner
         for owner in owners(unwrapped(model))

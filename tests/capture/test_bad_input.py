@@ -117,6 +117,26 @@ REFUSED: dict[str, Refused] = {
     "level unknown": ({"level": "ful"}, ConfigError, ("level='ful'", "parameters", "full")),
     "include is a number": ({"include": [3]}, TypeError, ("include=[3]", "pattern")),
     "include is no sequence": ({"include": 3}, TypeError, ("include=3", "pattern")),
+    "include matches nothing": (
+        {"include": "typo.*"},
+        ConfigError,
+        ("include='typo.*'", "no parameter and no module", "Sequential", "0.weight"),
+    ),
+    "one of the patterns matches nothing": (
+        {"include": ["0.*", "2.wieght"]},
+        ConfigError,
+        ("include='2.wieght'", "near are: 2.weight"),
+    ),
+    "exclude leaves nothing": (
+        {"exclude": "*"},
+        ConfigError,
+        ("exclude='*'", "left to be watched", "0.weight"),
+    ),
+    "include and exclude leave nothing": (
+        {"include": "0.*", "exclude": ["9.*", "0.[wb]*"]},
+        ConfigError,
+        ("include='0.*' and exclude='9.*', '0.[wb]*'", "left to be watched", "0.weight"),
+    ),
     "exclude is a number": ({"exclude": [None]}, TypeError, ("exclude=[None]", "pattern")),
 }
 
@@ -142,6 +162,37 @@ def test_both_levels_are_accepted(level: str, model: nn.Module, tmp_path: Path) 
         run = scope.run()
     assert (run.parameters["grad_norm"] > 0).all()
     assert bool(run.modules.names) == (level == "full")
+
+
+@pytest.mark.parametrize(
+    ("patterns", "parameters"),
+    [
+        ({"include": "0.*"}, {"0.weight", "0.bias"}),
+        ({"include": ["0.weight", "2"]}, {"0.weight"}),
+        ({"include": "0.*", "exclude": ["nothing.of.the.kind", "*.bias"]}, {"0.weight"}),
+    ],
+)
+def test_patterns_that_choose_something_are_accepted(
+    patterns: dict[str, Any], parameters: set[str], model: nn.Module, tmp_path: Path
+) -> None:
+    optimizer = sgd(model)
+    with watch(model, optimizer, log_dir=tmp_path, every=1, **patterns) as scope:
+        train(model, optimizer, 2)
+        assert set(scope.run().parameters.names) == parameters
+
+
+@pytest.mark.parametrize("patterns", [{"include": "1"}, {"include": ["*/relu#*", "1"]}])
+def test_modules_alone_are_accepted_and_the_report_says_what_is_missing(
+    patterns: dict[str, Any], model: nn.Module, tmp_path: Path
+) -> None:
+    optimizer = sgd(model)
+    with watch(model, optimizer, log_dir=tmp_path, every=1, **patterns) as scope:
+        train(model, optimizer, 2)
+        report = scope.report()
+    assert set(report.run.modules.names) == {"1"}
+    (finding,) = report.findings
+    assert finding.code == "GS001"
+    assert "none of the parameters that are watched is trainable" in finding.message
 
 
 def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> None:

@@ -51,24 +51,37 @@ def nothing_recorded(run: Run, limits: Limits) -> Iterator[Finding]:
 
 
 def _reason(run: Run, coverage: Mapping[str, Any]) -> tuple[str, str]:
-    steps = coverage.get("optimizer_steps", 0)
-    if run.recorded_steps.size and skipped(run).all():
+    """Why there is none, and what to do about it."""
+    return _of_records(run, coverage) if run.recorded_steps.size else _of_counts(coverage)
+
+
+def _of_records(run: Run, coverage: Mapping[str, Any]) -> tuple[str, str]:
+    if skipped(run).all():
         return (
             f"the GradScaler skipped all of the {run.recorded_steps.size} recorded steps",
             "Train for more steps: the scale halves until gradients are finite. If it goes on, "
             "look for NaN in the loss or the data.",
+        )
+    if coverage.get("parameters", {}).get("expected") == 0:
+        return (
+            "none of the parameters that are watched is trainable",
+            "Watch parameters too: include and exclude choose them by name, 'encoder.*' say, "
+            "which 'encoder' does not match.",
         )
     if (run.parameters["grad_missing"] == 0).any():
         return (
             "gradients arrived, but no optimizer that stepped holds the parameters they arrived at",
             "Build the optimizer from model.parameters() after the model is complete.",
         )
-    if run.recorded_steps.size:
-        return (
-            f"in {run.recorded_steps.size} recorded steps every parameter's .grad was None",
-            "Call loss.backward() before optimizer.step(), on a loss that depends on this model; "
-            "look for .detach(), .item() or torch.no_grad() between them.",
-        )
+    return (
+        f"in {run.recorded_steps.size} recorded steps every parameter's .grad was None",
+        "Call loss.backward() before optimizer.step(), on a loss that depends on this model; "
+        "look for .detach(), .item() or torch.no_grad() between them.",
+    )
+
+
+def _of_counts(coverage: Mapping[str, Any]) -> tuple[str, str]:
+    steps = coverage.get("optimizer_steps", 0)
     if not coverage.get("forwards", 0) and not steps:
         return (
             "the model's forward never ran with gradients enabled, and no optimizer stepped",
