@@ -9,7 +9,7 @@ import numpy as np
 from gradscope.analysis.finding import Evidence, Finding, Severity
 from gradscope.analysis.harm import progress, stuck_before
 from gradscope.analysis.layers import activations, module_of
-from gradscope.analysis.robust import F64, Bools, measured, since
+from gradscope.analysis.robust import F64, Bools, at_last, measured, since
 from gradscope.analysis.rule import UnjudgedError, rule
 from gradscope.analysis.updates import held_weights, updates
 from gradscope.analysis.words import count, layer_in_words, number, share
@@ -135,7 +135,7 @@ def _nothing_behind(run: Run, layer: _Layer) -> bool:
     before: Bools = held_weights(run) & np.array(
         [depth.get(module_of(name), math.inf) < layer.entity.depth for name in names], dtype=bool
     )
-    norms = run.parameters["grad_norm"][-_LAST:, before]
+    norms = at_last(run.parameters["grad_norm"][:, before], _LAST)
     return bool(before.any() and measured(norms).any() and not (np.nan_to_num(norms) > 0).any())
 
 
