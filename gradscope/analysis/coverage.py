@@ -77,6 +77,14 @@ def coverage(run: Run) -> Coverage | None:
     )
 
 
+def elsewhere(run: Run) -> str:
+    """Who has the run, where it is another process than this one; "" where it is this one."""
+    known = run.meta.get("distributed")
+    if not isinstance(known, Mapping) or not known.get("rank"):
+        return ""
+    return f"rank 0 of {known.get('world_size')} processes has the report"
+
+
 def never_ran(run: Run) -> list[str]:
     """The modules that did not run in any recorded step."""
     ran = {_module(name) for name in run.modules.names}

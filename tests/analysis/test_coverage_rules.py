@@ -46,6 +46,14 @@ class TestNothingRecorded:
         builder = without_gradient(Chain(layers=4).builder(), 0, 1, 2, 3)
         assert "every parameter's .grad was None" in findings(builder.build())["GS001"].message
 
+    def test_other_processes_than_the_one_that_writes_have_no_finding(self) -> None:
+        for rank, found in ((0, ["GS001"]), (1, [])):
+            run = Chain(steps=0, meta={"distributed": {"rank": rank, "world_size": 2}}).run()
+            report = analyze(run)
+            assert [finding.code for finding in report.findings] == found
+        (skip,) = (skip for skip in report.skipped if skip.code == "GS001")
+        assert skip.reason == "rank 0 of 2 processes has the report"
+
     def test_one_gradient_is_something(self) -> None:
         builder = without_gradient(Chain(layers=4).builder(), 0, 1, 2)
         assert "GS001" not in findings(builder.build())

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from gradscope.analysis.coverage import elsewhere
 from gradscope.analysis.finding import Finding, Severity
-from gradscope.analysis.rule import rule
+from gradscope.analysis.rule import UnjudgedError, rule
 from gradscope.analysis.scaling import skipped
 from gradscope.record import Run
 
@@ -41,6 +42,8 @@ def nothing_recorded(run: Run, limits: Limits) -> Iterator[Finding]:
     ## References
     wandb/wandb#1819 and #2749: monitors that stay silent, and users who can't find out why.
     """
+    if other := elsewhere(run):
+        raise UnjudgedError(other)
     read = (~np.isnan(run.parameters["grad_nonfinite"])).any(axis=1) & ~skipped(run)
     if int(read.sum()) >= limits.steps:
         return
