@@ -389,10 +389,11 @@ class Observer:
     def _note_coverage(self, step: Step) -> None:
         # Of a step that was skipped nothing was read: what was seen before still counts.
         seen = {**self._coverage, **coverage.of_step(step.reader, self._taps)}
-        if seen != self._coverage:
+        # At powers of two as well, for a run that is killed: the counts and what it cost go on.
+        if seen != self._coverage or self.counts["recorded_steps"].bit_count() == 1:
             self._coverage = seen
-            self.write_coverage()
+            self.write_coverage(self.coverage())
 
-    def write_coverage(self) -> None:
+    def write_coverage(self, known: Mapping[str, Any]) -> None:
         """Write down what was seen so far."""
-        self._handover.coverage(self.coverage())
+        self._handover.coverage(known)

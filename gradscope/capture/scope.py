@@ -323,12 +323,13 @@ class Scope:
                 run = load(self.log_dir)
             except LogError as error:
                 self._guard.say(LOG, f"the log can't be read back: {error}")
-        return coverage.with_problems(run, self._guard.problems, self._observer.coverage())
+        return coverage.with_problems(run, self._guard.problems, self._coverage)
 
     def _settle(self) -> None:
         """Hand over everything that is known."""
         self._guard.run(STEPS, self._observer.settle)
-        self._guard.run(LOG, self._observer.write_coverage)
+        self._coverage = self._observer.coverage()
+        self._guard.run(LOG, self._observer.write_coverage, self._coverage)
 
     def report(self) -> "Report":
         """The findings so far, root causes first; also after `close()`."""
