@@ -187,7 +187,7 @@ class Observer:
     @property
     def optimizer_seen(self) -> bool:
         """Whether a torch optimizer has stepped on this model's parameters."""
-        return bool(self.optimizers.settings)
+        return self.optimizers.have_stepped
 
     def close_if_stepped(self) -> None:
         """Close the open step unless it still gathers gradients."""
@@ -213,7 +213,7 @@ class Observer:
         now = {
             **self._coverage,
             **self.counts,
-            "optimizers": self.optimizers.settings,
+            **self.optimizers.coverage(),
             "loss_seen": self._pulses.loss_seen,
             "unfinished_step": self._open is not None and not self._is_done(self._open),
             "seconds_in_hooks": spent,
@@ -326,7 +326,7 @@ class Observer:
         if self._open is not None and id(optimizer) in self._open.stepped:
             self.close_step()
         step = self._ensure_open()
-        self.optimizers.note(optimizer)
+        self.optimizers.note(optimizer, recorded=step.rows is not None)
         left = self._scaling.left_to(optimizer, self._pulses.current())
         if step.rows is not None and self._scaling.is_hidden(optimizer, kwargs):
             return

@@ -221,6 +221,22 @@ def test_what_was_seen_is_in_the_log_before_the_end(steps: int, tmp_path: Path) 
     assert load(tmp_path).meta["coverage"]["recorded_steps"] == steps + 1
 
 
+@pytest.mark.parametrize("given", [True, False])
+def test_an_exception_before_the_first_step_is_the_reason(given: bool, tmp_path: Path) -> None:
+    model = Fragile()
+    model.error = RuntimeError("bad batch")
+    with (
+        pytest.raises(RuntimeError, match="bad batch"),
+        watch(model, sgd(model) if given else None, log_dir=tmp_path) as scope,
+    ):
+        model(vectors()[0])
+    for report in (scope.report(), gradscope.analyze(load(tmp_path))):
+        (finding,) = report.findings
+        assert "the model ran once, but no optimizer stepped" in finding.message
+        assert "training ended with RuntimeError" in finding.message
+        assert "watch()" not in finding.remedies[0]
+
+
 def test_second_watch_closes_the_first_with_a_warning(tmp_path: Path) -> None:
     model = mlp_model()
     optimizer = sgd(model)

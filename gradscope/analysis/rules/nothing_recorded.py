@@ -21,6 +21,9 @@ class Limits:
     steps: int = 1
 
 
+_MANY = "optimizer steps were seen, but none was"
+
+
 @rule("GS001", name="nothing-recorded", limits=Limits())
 def nothing_recorded(run: Run, limits: Limits) -> Iterator[Finding]:
     """No gradient was recorded, so nothing can be said.
@@ -55,7 +58,7 @@ def nothing_recorded(run: Run, limits: Limits) -> Iterator[Finding]:
 
 def _reason(run: Run, coverage: Mapping[str, Any]) -> tuple[str, str]:
     """Why there is none, and what to do about it."""
-    return _of_records(run, coverage) if run.recorded_steps.size else _of_counts(coverage)
+    return _of_records(run, coverage) if run.recorded_steps.size else _of_counts(run, coverage)
 
 
 def _of_records(run: Run, coverage: Mapping[str, Any]) -> tuple[str, str]:
@@ -83,21 +86,34 @@ def _of_records(run: Run, coverage: Mapping[str, Any]) -> tuple[str, str]:
     )
 
 
-def _of_counts(coverage: Mapping[str, Any]) -> tuple[str, str]:
-    steps = coverage.get("optimizer_steps", 0)
-    if not coverage.get("forwards", 0) and not steps:
+def _of_counts(run: Run, coverage: Mapping[str, Any]) -> tuple[str, str]:
+    forwards, steps = coverage.get("forwards", 0), coverage.get("optimizer_steps", 0)
+    if not forwards and not steps:
         return (
             "the model's forward never ran with gradients enabled, and no optimizer stepped",
             "Watch the very object that the loop calls, before the loop begins.",
         )
-    if not steps:
+    if steps:
+        seen = "optimizer step was seen, but it was not" if steps == 1 else _MANY
+        return f"{steps:,} {seen} finished and recorded", "Train for more steps, or choose every=1."
+    ran = "once" if forwards == 1 else f"{forwards:,} times"
+    reason = f"the model ran {ran}, but no optimizer stepped on its parameters"
+    if ended := _ended(run):
+        return f"{reason}: {ended}", "Mend what ended the training before the first step."
+    if coverage.get("optimizers_given"):
         return (
-            f"the model ran {coverage['forwards']} times, but no optimizer stepped on its "
-            "parameters",
-            "Give watch() the optimizer that holds model.parameters(), or call scope.step() "
-            "before an update written by hand.",
+            reason,
+            "Call step() of the optimizer that was given to watch(); another one that steps in its "
+            "place has to be given instead.",
         )
     return (
-        f"{steps} optimizer steps were seen, but none was finished and recorded",
-        "Train for more steps, or choose every=1.",
+        reason,
+        "Give watch() the optimizer that holds model.parameters(), or call scope.step() "
+        "before an update written by hand.",
     )
+
+
+def _ended(run: Run) -> str:
+    """What ended the training early, if something did."""
+    said = (str(p.get("message")) for p in run.meta.get("problems", ()) if p["part"] == "training")
+    return next(said, "")

@@ -126,7 +126,8 @@ def _cut_off(run: Run, loss: Progress, starts: Mapping[str, int]) -> list[str]:
     cut off.
     """
     table = run.parameters
-    optimizers = run.meta.get("coverage", {}).get("optimizers", ())
+    coverage = run.meta.get("coverage")
+    optimizers = coverage.get("optimizers", ()) if isinstance(coverage, Mapping) else ()
     if len(optimizers) < _SEVERAL or loss.end == 0:
         return []
     norms = table["grad_norm"]
