@@ -47,7 +47,7 @@ class _Layer:
     share: float
 
 
-@rule("GS301", name="dead-relu", requires=("modules.dead_unit_fraction",), limits=Limits())
+@rule("GS301", name="dead-relu", limits=Limits())
 def dead_relu(run: Run, limits: Limits) -> Iterator[Finding]:
     """Units that are zero for every input.
 
@@ -113,7 +113,14 @@ def _layers(run: Run, limits: Limits) -> Iterator[_Layer]:
     """The rectifiers of which the share of units has been dead up to the end."""
     table = run.modules
     dead = table["dead_unit_fraction"].astype(np.float64)
-    for column in activations(run, _RECTIFIERS):
+    columns = activations(run, _RECTIFIERS)
+    if columns and not measured(dead[:, columns]).any():
+        message = (
+            "too few inputs were recorded: 256 tell a dead unit from one that is quiet, "
+            "and no activation had as many"
+        )
+        raise UnjudgedError(message)
+    for column in columns:
         known = np.flatnonzero(measured(dead[:, column]))
         if not known.size:
             continue
