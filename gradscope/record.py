@@ -65,6 +65,10 @@ class Table:
         self.values.flags.writeable = False
         self.steps.flags.writeable = False
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Made anew: of an array that is read-only a copy is not.
+        return Table, (self.entities, self.steps, self.quantities, self.values)
+
     def __getitem__(self, quantity: str) -> FloatArray:
         """The quantity as an array of shape (steps, entities)."""
         try:
@@ -141,6 +145,9 @@ class Histograms:
             message = f"{len(self.packed)} histograms for {len(self.steps)} steps"
             raise ConfigError(message)
         self.steps.flags.writeable = False
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Histograms, (self.entities, self.steps, self.lowest, self.bins, self.packed)
 
     @cached_property
     def names(self) -> tuple[str, ...]:
@@ -239,6 +246,12 @@ class Run:
         self.steps.flags.writeable = False
         object.__setattr__(self, "scalars", MappingProxyType(dict(self.scalars)))
         object.__setattr__(self, "meta", MappingProxyType(dict(self.meta)))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Read-only mappings can't be pickled; they are made anew.
+        tables = self.parameters, self.modules, self.signals
+        known = self.steps, dict(self.scalars), dict(self.meta), self.histograms
+        return Run, (*tables, *known)
 
     @property
     def recorded_steps(self) -> StepArray:

@@ -1,10 +1,17 @@
-"""Tables as DataFrames."""
+"""Tables as DataFrames; copies of runs and reports."""
+
+import copy
+import pickle
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 
+from gradscope.analysis.analyzer import analyze
 from gradscope.errors import ConfigError
-from gradscope.record import Table
+from gradscope.record import Histograms, Run, Table
+from tests.analysis.synthetic import Chain
 from tests.reporters.samples import empty_run, parameter, table
 
 NORMS = np.array([[1, 2, 3], [4, np.nan, 6]], np.float32)
@@ -47,3 +54,49 @@ def test_an_unknown_quantity_names_the_nearest(measured: Table) -> None:
 
 def test_the_frame_of_nothing() -> None:
     assert empty_run().parameters.frame("grad_norm").shape == (0, 0)
+
+
+def through_pickle(value: Any) -> Any:
+    return pickle.loads(pickle.dumps(value))  # noqa: S301  (its own)
+
+
+copied = pytest.mark.parametrize("again", [through_pickle, copy.deepcopy, copy.copy])
+
+
+@copied
+def test_a_copy_of_a_run_is_the_run(again: Callable[[Run], Run]) -> None:
+    steps = np.array([0, 10], np.int64)
+    run = Chain(steps=2, meta={"left_out": ["a record"]}).run()
+    counted = Histograms(run.parameters.entities[:1], steps, -3, 4, (b"a", b"b"))
+    run = Run(run.parameters, run.modules, run.signals, steps, dict(run.scalars), run.meta, counted)
+    twin = again(run)
+    assert dict(twin.meta) == dict(run.meta)
+    assert twin.scalars.keys() == run.scalars.keys()
+    for name, values in run.scalars.items():
+        np.testing.assert_array_equal(twin.scalars[name], values)
+    for one, other in (
+        (run.parameters, twin.parameters),
+        (run.modules, twin.modules),
+        (run.signals, twin.signals),
+    ):
+        assert (one.entities, one.quantities) == (other.entities, other.quantities)
+        np.testing.assert_array_equal(one.values, other.values)
+    assert twin.histograms.packed == counted.packed
+    # It can be changed no more than the original.
+    for array in (twin.steps, twin.scalars["loss"], twin.parameters.values, twin.histograms.steps):
+        assert not array.flags.writeable
+    with pytest.raises(TypeError):
+        twin.meta["model"] = "another"  # type: ignore[index]
+
+
+@copied
+def test_a_copy_of_a_report_says_the_same(again: Callable[[Any], Any]) -> None:
+    run = Chain(factor=0.15, activation="Sigmoid", loss=(2.31, 2.305)).run()
+    report = analyze(run, limits={"GS101": {"decay": 1e-4}})
+    twin = again(report)
+    assert report.findings
+    assert twin.findings == report.findings
+    assert twin.skipped == report.skipped
+    assert twin.rules == report.rules
+    # With its rules it can be asked again.
+    assert analyze(twin.run, rules=twin.rules).findings == report.findings

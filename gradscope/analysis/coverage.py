@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from gradscope.analysis.layers import ROOT
 from gradscope.analysis.robust import Bools, measured
 from gradscope.record import Run
 
@@ -77,10 +78,24 @@ def coverage(run: Run) -> Coverage | None:
     )
 
 
+def elsewhere(run: Run) -> str:
+    """Who has the run, where it is another process than this one; "" where it is this one."""
+    known = run.meta.get("distributed")
+    if not isinstance(known, Mapping) or not known.get("rank"):
+        return ""
+    return f"rank 0 of {known.get('world_size')} processes has the report"
+
+
 def never_ran(run: Run) -> list[str]:
-    """The modules that did not run in any recorded step."""
+    """The modules that did not run in any recorded step.
+
+    Nor the parts of which ran: a loop may call these one by one, as GANs do.
+    """
     ran = {_module(name) for name in run.modules.names}
-    return [str(name) for name in _noted(run).get("never_ran", ()) if name not in ran]
+    around = {name[:end] for name in ran for end in _ends(name)}
+    if ran:
+        around.add(ROOT)
+    return [str(name) for name in _noted(run).get("never_ran", ()) if name not in ran | around]
 
 
 def reasons_of_modules(run: Run) -> dict[str, str]:
@@ -94,6 +109,11 @@ def _noted(run: Run) -> Mapping[str, Any]:
     for key in ("coverage", "modules"):
         known = known.get(key) if isinstance(known, Mapping) else None
     return known if isinstance(known, Mapping) else {}
+
+
+def _ends(name: str) -> list[int]:
+    """Where the names of the modules around it end."""
+    return [end for end, letter in enumerate(name) if letter == "."]
 
 
 def _module(use: str) -> str:

@@ -49,6 +49,16 @@ class DepthProfile:
         return slice(end - self._third, end)
 
     @property
+    def spanned(self) -> Bools:
+        """Per step: whether gradients came to both of its ends.
+
+        Of networks that train in turn a step may concern the later layers only.
+        """
+        first = measured(self.norms[:, : self._third])
+        last = measured(self.norms[:, self._last])
+        return np.asarray(first.any(axis=1) & last.any(axis=1))
+
+    @property
     def growth(self) -> F64:
         """Per step: log10 of the gradient at the first layer over the last, by their trend.
 
@@ -107,7 +117,12 @@ def depth_profile(run: Run) -> DepthProfile:
     if not clean.any():
         message = "no recorded step had a finite gradient at every layer"
         raise UnjudgedError(message)
-    return DepthProfile(layers, table.steps[clean], _without_zeros(norms[clean]))
+    profile = DepthProfile(layers, table.steps[clean], _without_zeros(norms[clean]))
+    whole = profile.spanned
+    if not whole.any():
+        message = "no recorded step had a gradient at both the first and the last layers"
+        raise UnjudgedError(message)
+    return DepthProfile(layers, profile.steps[whole], profile.norms[whole])
 
 
 def _without_zeros(norms: F64) -> F64:

@@ -26,6 +26,18 @@ def median(values: Numbers, axis: int) -> F64:
     return result
 
 
+def at_last(values: Numbers, amount: int = 1) -> F64:
+    """Per column the last values that were measured, of shape (amount, columns); NaN before them.
+
+    Of optimizers that take turns only one is measured in a step: the last row may be another's.
+    """
+    last: F64 = np.full((amount, values.shape[1]), np.nan)
+    for column, known in enumerate(measured(values).T):
+        found = values[known, column][-amount:]
+        last[amount - found.size :, column] = found
+    return last
+
+
 def since(holds: Bools) -> int:
     """The index from which on it holds without a break; the length where it does not at last."""
     broken = np.flatnonzero(~holds)

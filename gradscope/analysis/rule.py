@@ -2,8 +2,10 @@
 
 import inspect
 import re
+import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass, is_dataclass, replace
+from importlib import import_module
 from typing import Any, Generic, TypeVar
 
 from gradscope.analysis.finding import Evidence, Finding, Severity
@@ -46,6 +48,14 @@ class Rule(Generic[L]):
         paragraphs = found.group(1).strip().split("\n\n") if found else []
         return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The decorator put the rule where pickle looks for the function.
+        of, name = self.check.__module__, self.check.__qualname__
+        known = getattr(sys.modules.get(of), name, None)
+        if isinstance(known, Rule) and known.check is self.check:
+            return _with_limits, (of, name, self.limits)
+        return Rule, (self.code, self.name, self.requires, self.limits, self.check)
+
     def finding(
         self,
         severity: Severity,
@@ -57,6 +67,12 @@ class Rule(Generic[L]):
     ) -> Finding:
         """A finding of this rule."""
         return Finding(self.code, self.name, severity, layer, message, evidence, remedies)
+
+
+def _with_limits(module: str, name: str, limits: Any) -> Rule[Any]:
+    """The rule that is called so, with these limits."""
+    known: Rule[Any] = getattr(import_module(module), name)
+    return replace(known, limits=limits)
 
 
 def rule(

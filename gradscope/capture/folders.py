@@ -1,5 +1,6 @@
 """The folder of a run: new, taken up again, or temporary."""
 
+import contextlib
 import os
 import shutil
 import tempfile
@@ -25,6 +26,14 @@ class RunFolder:
     path: Path
     temporary: bool = False
     earlier: Continuation | None = None
+    # What was made for it, the innermost first.
+    made: tuple[Path, ...] = ()
+
+    def discard(self) -> None:
+        """Delete what was made for it and is empty: nothing was watched."""
+        with contextlib.suppress(OSError):
+            for folder in self.made:
+                folder.rmdir()
 
 
 def run_folder(
@@ -42,16 +51,18 @@ def run_folder(
     if log_dir is None:
         temporary = Path(tempfile.mkdtemp(prefix="gradscope-"))
         weakref.finalize(owner, _remove, temporary, os.getpid())
-        return RunFolder(temporary, temporary=True)
+        return RunFolder(temporary, temporary=True, made=(temporary,))
     wanted = Path(log_dir)
+    missing = tuple(path for path in (wanted, *wanted.parents) if not path.exists())
     made = make_run_dir(wanted, resume=resume)
     if made != wanted:
         warn(f"{str(wanted)!r} holds a run already; this one goes to {str(made)!r}")
+    new = missing if made == wanted else (made,)
     if not resume:
-        return RunFolder(made)
+        return RunFolder(made, made=new)
     # Before it is read: where a run stands that somebody writes to is not known.
     refuse_if_held(made, run_files(made))
-    return RunFolder(made, earlier=continuation(made))
+    return RunFolder(made, earlier=continuation(made), made=new)
 
 
 def _remove(folder: Path, process: int) -> None:

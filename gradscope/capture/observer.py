@@ -193,7 +193,7 @@ class Observer:
     @property
     def optimizer_seen(self) -> bool:
         """Whether a torch optimizer has stepped on this model's parameters."""
-        return bool(self.optimizers.settings)
+        return self.optimizers.have_stepped
 
     def close_if_stepped(self) -> None:
         """Close the open step unless it still gathers gradients."""
@@ -219,7 +219,7 @@ class Observer:
         now = {
             **self._coverage,
             **self.counts,
-            "optimizers": self.optimizers.settings,
+            **self.optimizers.coverage(),
             "loss_seen": self._pulses.loss_seen,
             "unfinished_step": self._open is not None and not self._is_done(self._open),
             "seconds_in_hooks": spent,
@@ -337,7 +337,7 @@ class Observer:
         if self._open is not None and id(optimizer) in self._open.stepped:
             self.close_step()
         step = self._ensure_open()
-        self.optimizers.note(optimizer)
+        self.optimizers.note(optimizer, recorded=step.rows is not None)
         left = self._scaling.left_to(optimizer, self._pulses.current())
         if step.rows is not None and self._scaling.is_hidden(optimizer, kwargs):
             return
@@ -400,10 +400,11 @@ class Observer:
     def _note_coverage(self, step: Step) -> None:
         # Of a step that was skipped nothing was read: what was seen before still counts.
         seen = {**self._coverage, **coverage.of_step(step.reader, self._taps)}
-        if seen != self._coverage:
+        # At powers of two as well, for a run that is killed: the counts and what it cost go on.
+        if seen != self._coverage or self.counts["recorded_steps"].bit_count() == 1:
             self._coverage = seen
-            self.write_coverage()
+            self.write_coverage(self.coverage())
 
-    def write_coverage(self) -> None:
+    def write_coverage(self, known: Mapping[str, Any]) -> None:
         """Write down what was seen so far."""
-        self._handover.coverage(self.coverage())
+        self._handover.coverage(known)

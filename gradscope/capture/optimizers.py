@@ -24,11 +24,13 @@ class Optimizers:
         self._ours: WeakKeyDictionary[Optimizer, tuple[tuple[int, ...], bool]] = WeakKeyDictionary()
         self._known: WeakKeyDictionary[Optimizer, None] = WeakKeyDictionary()
         self._settings: dict[int, dict[str, Any]] = {}
+        self._given = 0
         # Whose step is going on: what steps within it does so on its behalf.
         self._stepping = 0
 
     def expect(self, optimizer: Optimizer) -> None:
         """One that was named when watching began."""
+        self._given += 1
         self._known[optimizer] = None
 
     def before_any_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
@@ -68,15 +70,20 @@ class Optimizers:
         """The identities of all optimizers that are known."""
         return {id(optimizer) for optimizer in self._known}
 
-    def note(self, optimizer: Optimizer) -> None:
-        """It steps: its settings as they are the first time are for the report."""
+    def note(self, optimizer: Optimizer, *, recorded: bool) -> None:
+        """It steps: its settings as they are the first time are for the report, and how often."""
         self._known[optimizer] = None
         self._stepping = self._stepping or id(optimizer)
         if id(optimizer) not in self._settings:
             self._settings[id(optimizer)] = {
                 "type": type(optimizer).__name__,
                 **{k: v for k, v in optimizer.param_groups[0].items() if _is_plain(v)},
+                "steps": 0,
+                "recorded_steps": 0,
             }
+        settings = self._settings[id(optimizer)]
+        settings["steps"] += 1
+        settings["recorded_steps"] += recorded
 
     def ended(self, optimizer: Optimizer) -> None:
         """Its step is over."""
@@ -84,9 +91,14 @@ class Optimizers:
             self._stepping = 0
 
     @property
-    def settings(self) -> list[dict[str, Any]]:
-        """Type and settings of those that have stepped."""
-        return list(self._settings.values())
+    def have_stepped(self) -> bool:
+        """Whether any of them has."""
+        return bool(self._settings)
+
+    def coverage(self) -> dict[str, Any]:
+        """How many were named; type and settings of those that have stepped, and how often."""
+        stepped = [dict(settings) for settings in self._settings.values()]
+        return {"optimizers": stepped, "optimizers_given": self._given}
 
 
 def with_closure(

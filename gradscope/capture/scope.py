@@ -3,21 +3,22 @@
 import atexit
 import os
 import weakref
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
-from gradscope.capture import compiled
+from gradscope.capture import compiled, coverage
 from gradscope.capture.arguments import (
     check_criterion,
     check_model,
     check_resume,
+    check_selection,
     checked_optimizers,
     checked_scaler,
     refuse,
@@ -86,7 +87,8 @@ def watch(
         needs no copy, one number per unit, and for a moment a byte per entry of a bounded
         activation's output; in one recorded step of ten, of `nn.RNN`, `nn.LSTM` and `nn.GRU` also
         input, output and its gradient, and what one more forward and backward of them takes.
-    include, exclude: fnmatch patterns on qualified names of modules and parameters.
+    include, exclude: fnmatch patterns on qualified names of modules and parameters; one of
+        include that matches none, and an exclude that leaves none, are refused.
     loss_is_progress: False where a falling loss is not the aim (GAN, RL, contrastive).
     resume: go on with the run in log_dir, after the last step that it holds, as one run; also
         after a kill. A folder without a run gets a new one. Restoring model and optimizer is
@@ -115,6 +117,7 @@ def watch(
         exclude=patterns("exclude", exclude),
         loss_is_progress=loss_is_progress,
     )
+    check_selection(model, config)
     earlier = [
         owner
         for owner in owners(unwrapped(model))
@@ -153,6 +156,23 @@ class Scope:
         self._has_charts = False
         self._guard = Guard(self._write_problem)
         self._named_optimizers = optimizers is not None
+        # What can fail must leave nothing behind.
+        with ExitStack() as undo:
+            self._begin(undo, model, optimizers, criterion, log_dir, scaler=scaler, resume=resume)
+            undo.pop_all()
+
+    def _begin(
+        self,
+        undo: ExitStack,
+        model: nn.Module,
+        optimizers: Sequence[Optimizer] | None,
+        criterion: nn.Module | None,
+        log_dir: str | Path | None,
+        *,
+        scaler: GradScaler | None,
+        resume: bool,
+    ) -> None:
+        config = self._config
         scripted = is_scripted(model)
         # Of torch.compile(model) and DDP(model), the model: its names are the user's.
         core = unwrapped(model)
@@ -166,6 +186,7 @@ class Scope:
         if known is not None:
             self._meta["distributed"] = described_processes(core, known)
         folder = run_folder(self, log_dir, resume=resume, writes=self._writes)
+        undo.callback(folder.discard)
         self.log_dir, self._temporary = folder.path, folder.temporary
         self._first_step = 0
         if folder.earlier is not None:
@@ -173,15 +194,16 @@ class Scope:
             self._first_step = folder.earlier.step
         self._recorder: Recorder = Bystander()
         if self._writes:
-            self._recorder = Recorder(
-                RunWriter(self.log_dir, self._meta, folder.earlier),
-                weakref.WeakMethod(self._log_failed),
-            )
+            writer = RunWriter(self.log_dir, self._meta, folder.earlier)
+            undo.callback(writer.discard)
+            self._recorder = Recorder(writer, weakref.WeakMethod(self._log_failed))
+            undo.callback(self._recorder.close)
             self._observer.record_to(self._recorder)
         self._display = Display(self.report, self._recorder, self._guard)
         if self._writes and not self._temporary:
             self._observer.on_record = self._display.recorded
         self._hooks = Hooks(self)
+        undo.callback(self._hooks.remove)
         attach(self._hooks, self._observer, core, optimizers, criterion)
         if is_compiled(model):
             # It may have run before it had hooks.
@@ -307,12 +329,13 @@ class Scope:
                 run = load(self.log_dir)
             except LogError as error:
                 self._guard.say(LOG, f"the log can't be read back: {error}")
-        return _with_problems(run, self._guard.problems, self._observer.coverage())
+        return coverage.with_problems(run, self._guard.problems, self._coverage)
 
     def _settle(self) -> None:
         """Hand over everything that is known."""
         self._guard.run(STEPS, self._observer.settle)
-        self._guard.run(LOG, self._observer.write_coverage)
+        self._coverage = self._observer.coverage()
+        self._guard.run(LOG, self._observer.write_coverage, self._coverage)
 
     def report(self) -> "Report":
         """The findings so far, root causes first; also after `close()`."""
@@ -369,18 +392,6 @@ class Scope:
 
     def _log_failed(self, reason: str) -> None:
         self._guard.disable(LOG, f"{reason}; nothing more is recorded in {str(self.log_dir)!r}")
-
-
-def _with_problems(run: Run, problems: Sequence[Problem], coverage: Mapping[str, Any]) -> Run:
-    """The run with what this process knows even if it could not be written."""
-    known = [{"part": p.part, "message": p.message} for p in problems]
-    written = [{"part": p["part"], "message": p["message"]} for p in run.meta["problems"]]
-    meta = {
-        **run.meta,
-        "problems": [*run.meta["problems"], *(p for p in known if p not in written)],
-        "coverage": dict(coverage),
-    }
-    return replace(run, meta=meta)
 
 
 def _close_if_alive(scope: Scope) -> Callable[[], None]:

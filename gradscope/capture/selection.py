@@ -18,6 +18,12 @@ _MAX_HISTOGRAMS = 8
 _NAMED = 5
 
 
+def names_near(pattern: str, names: Sequence[str]) -> str:
+    """Some names that a pattern which matches none of them may have meant."""
+    near = get_close_matches(pattern, names, n=3, cutoff=0.4)
+    return f"near are: {', '.join(near)}" if near else f"there are: {listed(names)}"
+
+
 class Selection:
     """The parameters that were asked for by name; they only become more, up to a limit."""
 
@@ -54,9 +60,8 @@ class Selection:
         wanted = patterns(argument, given)
         for pattern in wanted:
             if not any(fnmatchcase(name, pattern) for name in names):
-                near = get_close_matches(pattern, names, n=3, cutoff=0.4)
-                hint = f"near are: {', '.join(near)}" if near else f"there are: {listed(names)}"
-                message = f"{argument}={pattern!r} matches no watched parameter; {hint}"
+                message = f"{argument}={pattern!r} matches no watched parameter; "
+                message += names_near(pattern, names)
                 raise ConfigError(message)
         return [name for name in names if any(fnmatchcase(name, pattern) for pattern in wanted)]
 

@@ -93,14 +93,25 @@ class RunWriter:
             )
             # Unbuffered: what is written outlives the process.
             self._file: BinaryIO = (log_dir / name).open("xb", buffering=0)
+            self._path = log_dir / name
         except OSError as error:
             message = f"log_dir={str(log_dir)!r} is not writable: {error}"
             raise LogError(message) from error
-        lock.hold(self._file)
-        if earlier is not None:
-            self._refuse_company(log_dir, log_dir / name)
         self._sequence = 0
         self._entities: dict[TableName, int] = {}
+        try:
+            self._begin(now, meta, earlier)
+        except BaseException:
+            self.discard()
+            raise
+
+    def _begin(self, now: float, meta: Mapping[str, Any], earlier: Continuation | None) -> None:
+        lock.hold(self._file)
+        if earlier is not None:
+            # Of two that begin at once each sees the other: both have made and locked their files.
+            folder = self._path.parent
+            others = (path for path in run_files(folder) if path != self._path)
+            lock.refuse_if_held(folder, others)
         self._write(event_pb2.Event(wall_time=now, file_version="brain.Event:2"))
         if earlier is None:
             header = {
@@ -113,15 +124,6 @@ class RunWriter:
             self._sequence = earlier.sequence
             self._entities = {table: len(known) for table, known in earlier.entities.items()}
             self._json(schema.RESUMED, {"step": earlier.step})
-
-    def _refuse_company(self, log_dir: Path, own: Path) -> None:
-        # Of two that begin at once each sees the other, as both have made and locked their files.
-        try:
-            lock.refuse_if_held(log_dir, (path for path in run_files(log_dir) if path != own))
-        except LogError:
-            self._file.close()
-            own.unlink(missing_ok=True)
-            raise
 
     def entities(self, table: TableName, new: Sequence[Entity]) -> None:
         """Append to the entity list of a table."""
@@ -166,6 +168,11 @@ class RunWriter:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+    def discard(self) -> None:
+        """Close the file and delete it: nothing was watched."""
+        self._file.close()
+        self._path.unlink(missing_ok=True)
 
     def _json(self, tag: str, content: Mapping[str, Any]) -> None:
         # TensorBoard keeps one record per tag and step, and drops what does not increase:

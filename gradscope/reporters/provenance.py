@@ -8,6 +8,8 @@ from gradscope.record import Run
 from gradscope.reporters.seen import blind_spots, seen_in_words
 
 _NAMED = 5
+# Of the steps of an optimizer, so small a share of what it is of another's is no accident.
+_RARELY = 0.25
 
 
 def particulars(run: Run) -> dict[str, str]:
@@ -78,12 +80,27 @@ def _gaps(meta: Mapping[str, Any]) -> Iterator[str]:
     if modules.get("output_gradients_unseen"):
         names = listed(modules["output_gradients_unseen"], _NAMED)
         yield f"the gradient at the outputs of {names}"
+    yield from _unrecorded(coverage)
     if meta.get("level") == "parameters":
         yield 'module outputs: the run was recorded with level="parameters"'
     if coverage.get("loss_seen") is False:
         yield "the loss: without it harm can't be judged; add scope.log(loss=loss) to the loop"
     if coverage.get("unfinished_step"):
         yield "the last step: it had not ended"
+
+
+def _unrecorded(coverage: Mapping[str, Any]) -> Iterator[str]:
+    """Optimizers whose turns fall between the recorded steps, though they step as often."""
+    known = [one for one in coverage.get("optimizers", ()) if one.get("steps")]
+    shares = [one["recorded_steps"] / one["steps"] for one in known]
+    for number_of, (one, recorded) in enumerate(zip(known, shares, strict=True), start=1):
+        if recorded < _RARELY * max(shares):
+            done = f"{one['recorded_steps']:,} of its {one['steps']:,} steps were recorded"
+            yield (
+                f"optimizer {number_of} ({one.get('type', 'unknown')}): {done}, as the recorded "
+                "steps are other optimizers' turns; an every that the turns do not divide, or "
+                "every=1, records all of them"
+            )
 
 
 def _problems(meta: Mapping[str, Any]) -> Iterator[str]:

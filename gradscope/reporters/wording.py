@@ -1,5 +1,6 @@
 """How a report speaks: its verdict, its names, its step ranges."""
 
+from gradscope.analysis.coverage import elsewhere
 from gradscope.analysis.finding import Finding, Severity
 from gradscope.analysis.report import Report
 from gradscope.analysis.words import count, layer_in_words
@@ -22,6 +23,8 @@ def verdict(report: Report) -> str:
         more = f"; and {unnamed} more" if unnamed else ""
         causes, harm = count(len(harmful), "root cause"), _HARM[harmful[0].severity]
         return f"{causes}, {harm}: {'; '.join(named)}{more}."
+    if other := elsewhere(report.run):
+        return f"No verdict here: {other}."
     if not len(report.run.recorded_steps):
         return "No verdict: nothing was recorded."
     if not has_verdict(report):

@@ -16,7 +16,8 @@ const LOG2 = Math.log10(2);
  *
  * `spread`: `layers` (names), `steps`, `lowest` (the exponent of two at which the first bin
  * begins), `bins` and `roots` (Uint8Array, layers × steps × bins: 255 times the root of the share
- * of entries in the octave); `range` (exponents of two, to share one scale between pictures).
+ * of entries in the octave) and `unmeasured` (Uint8Array, layers × steps: 1 where no gradient was
+ * read); `range` (exponents of two, to share one scale between pictures).
  */
 export function ridgelines(host, spread, step) {
   return new Ridgelines(host, spread, step);
@@ -83,6 +84,13 @@ class Ridgelines {
     return Array.from(roots.subarray(start, start + bins), (root) => (root / 255) ** 2);
   }
 
+  /** Why a ridge is flat; "" where it is not. */
+  lack(ridge) {
+    if (this.shares(ridge).some((share) => share > 0)) return "";
+    const { steps, unmeasured } = this.spread;
+    return unmeasured[ridge.layer * steps.length + ridge.at] ? "not measured" : "no finite entry other than zero";
+  }
+
   x(exponent) {
     const [low, high] = this.range;
     return this.plot.x + ((exponent - low) / (high - low)) * this.plot.width;
@@ -108,6 +116,11 @@ class Ridgelines {
     }
     const { lowest, bins } = this.spread;
     const ridge = this.ridges()[index];
+    const lack = this.lack(ridge);
+    if (lack) {
+      this.surface.show(place, [ridge.name, lack]);
+      return;
+    }
     const [low, high] = this.range;
     const exponent = Math.floor(low + Math.min(0.9999, (place.x - this.plot.x) / this.plot.width) * (high - low));
     const bin = exponent - lowest;
@@ -140,8 +153,9 @@ class Ridgelines {
       if (labels.has(index)) {
         write(context, names[index], gutter - 8, y - 4, { color: chosen ? palette.ink : palette.muted, align: "right", bold: chosen });
       }
-      if (!all[index].some((share) => share > 0)) {
-        write(context, "no finite entry other than zero", this.plot.x + 8, y - 5, { color: palette.muted, size: 11 });
+      const lack = this.lack(ridge);
+      if (lack) {
+        write(context, lack, this.plot.x + 8, y - 5, { color: palette.muted, size: 11 });
       }
     });
   }

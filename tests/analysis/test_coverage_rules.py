@@ -33,7 +33,9 @@ class TestNothingRecorded:
         [
             ({"forwards": 0, "optimizer_steps": 0}, "forward never ran"),
             ({"forwards": 7, "optimizer_steps": 0}, "ran 7 times, but no optimizer stepped"),
+            ({"forwards": 1, "optimizer_steps": 0}, "ran once, but no optimizer stepped"),
             ({"forwards": 0, "optimizer_steps": 3}, "3 optimizer steps were seen"),
+            ({"forwards": 0, "optimizer_steps": 1}, "1 optimizer step was seen"),
         ],
     )
     def test_says_why(self, coverage: dict[str, int], words: str) -> None:
@@ -45,6 +47,27 @@ class TestNothingRecorded:
     def test_all_none_is_nothing(self) -> None:
         builder = without_gradient(Chain(layers=4).builder(), 0, 1, 2, 3)
         assert "every parameter's .grad was None" in findings(builder.build())["GS001"].message
+
+    def test_advises_what_was_not_done_already(self) -> None:
+        known = {"forwards": 1, "optimizer_steps": 0}
+        ended = {"part": "training", "message": "training ended with RuntimeError"}
+        for more, problems, reason, remedy in (
+            ({}, [], "parameters.", "Give watch() the optimizer"),
+            ({"optimizers_given": 1}, [], "parameters.", "Call step() of the optimizer"),
+            ({"optimizers_given": 1}, [ended], "parameters: training ended with", "Mend what"),
+        ):
+            meta = {"coverage": {**known, **more}, "problems": problems}
+            finding = findings(Chain(steps=0, meta=meta).run())["GS001"]
+            assert reason in finding.message
+            assert finding.remedies[0].startswith(remedy)
+
+    def test_other_processes_than_the_one_that_writes_have_no_finding(self) -> None:
+        for rank, found in ((0, ["GS001"]), (1, [])):
+            run = Chain(steps=0, meta={"distributed": {"rank": rank, "world_size": 2}}).run()
+            report = analyze(run)
+            assert [finding.code for finding in report.findings] == found
+        (skip,) = (skip for skip in report.skipped if skip.code == "GS001")
+        assert skip.reason == "rank 0 of 2 processes has the report"
 
     def test_one_gradient_is_something(self) -> None:
         builder = without_gradient(Chain(layers=4).builder(), 0, 1, 2)

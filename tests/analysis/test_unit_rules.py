@@ -38,6 +38,16 @@ def cut_off(builder: Builder, until: int, *, at: int = 0) -> Builder:
 
 
 class TestDeadRelu:
+    def test_too_few_inputs_are_no_fault_of_the_measurement(self) -> None:
+        builder = Chain(steps=7).builder()
+        builder.arrays["modules"]["dead_unit_fraction"][:] = np.nan
+        (skip,) = (s for s in analyze(builder.build()).skipped if s.code == "GS301")
+        assert "too few inputs were recorded: 256" in skip.reason
+        # Without a rectifier there is nothing to wait for.
+        smooth = Chain(steps=7, activation="GELU").builder()
+        smooth.arrays["modules"]["dead_unit_fraction"][:] = np.nan
+        assert "GS301" not in {s.code for s in analyze(smooth.build()).skipped}
+
     def test_a_layer_dead_from_the_start_explains_the_zero_gradients(self) -> None:
         chain = Chain(layers=4, loss=STUCK)
         report = analyze(cut_off(dying(chain.builder(), 2, 1.0), 2).build())

@@ -41,6 +41,16 @@ class TestUpdateTooLarge:
         assert evidence.observed == pytest.approx(13.0)
         assert evidence.limit == 0.1
 
+    def test_quotes_the_loss_of_the_step_that_it_names(self) -> None:
+        # L-BFGS: the first step does most of it, and what comes after is the typical loss.
+        builder = moving(Chain(layers=4, loss=(0.0076, 0.001), loss_noise=0).builder(), 5.0, 0)
+        builder.scalars["loss"][0] = 0.563
+        message = findings(builder.build())["GS401"].message
+        end = np.median(np.linspace(0.0076, 0.001, 100)[-20:])
+        assert f"the loss was 0.563 then, and {end:.3g} at last" in message
+        builder.scalars["loss"][0] = np.nan
+        assert "then, and" not in findings(builder.build())["GS401"].message
+
     @pytest.mark.parametrize(("size", "expected"), [(0.49, False), (0.51, True)])
     def test_half_of_a_weight_in_one_step(self, size: float, expected: bool) -> None:
         builder = moving(Chain(layers=4, loss=STUCK).builder(), size, 3)

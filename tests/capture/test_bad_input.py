@@ -1,9 +1,10 @@
 """What can't work is refused in words that name it and the way out, and leaves nothing behind."""
 
 import re
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import torch
@@ -12,9 +13,11 @@ from torch.nn import functional as F  # noqa: N812
 from torch.optim import SGD
 from torch.optim import optimizer as torch_optimizer
 
+from gradscope.capture import scope as scopes
 from gradscope.capture.scope import watch
 from gradscope.errors import ConfigError, ConfigTypeError, GradscopeWarning, LogError
 from gradscope.log.reader import load
+from gradscope.log.writer import RunWriter
 from tests.capture.trainings import mlp_model, sgd, vectors
 
 
@@ -117,6 +120,26 @@ REFUSED: dict[str, Refused] = {
     "level unknown": ({"level": "ful"}, ConfigError, ("level='ful'", "parameters", "full")),
     "include is a number": ({"include": [3]}, TypeError, ("include=[3]", "pattern")),
     "include is no sequence": ({"include": 3}, TypeError, ("include=3", "pattern")),
+    "include matches nothing": (
+        {"include": "typo.*"},
+        ConfigError,
+        ("include='typo.*'", "no parameter and no module", "Sequential", "0.weight"),
+    ),
+    "one of the patterns matches nothing": (
+        {"include": ["0.*", "2.wieght"]},
+        ConfigError,
+        ("include='2.wieght'", "near are: 2.weight"),
+    ),
+    "exclude leaves nothing": (
+        {"exclude": "*"},
+        ConfigError,
+        ("exclude='*'", "left to be watched", "0.weight"),
+    ),
+    "include and exclude leave nothing": (
+        {"include": "0.*", "exclude": ["9.*", "0.[wb]*"]},
+        ConfigError,
+        ("include='0.*' and exclude='9.*', '0.[wb]*'", "left to be watched", "0.weight"),
+    ),
     "exclude is a number": ({"exclude": [None]}, TypeError, ("exclude=[None]", "pattern")),
 }
 
@@ -142,6 +165,37 @@ def test_both_levels_are_accepted(level: str, model: nn.Module, tmp_path: Path) 
         run = scope.run()
     assert (run.parameters["grad_norm"] > 0).all()
     assert bool(run.modules.names) == (level == "full")
+
+
+@pytest.mark.parametrize(
+    ("patterns", "parameters"),
+    [
+        ({"include": "0.*"}, {"0.weight", "0.bias"}),
+        ({"include": ["0.weight", "2"]}, {"0.weight"}),
+        ({"include": "0.*", "exclude": ["nothing.of.the.kind", "*.bias"]}, {"0.weight"}),
+    ],
+)
+def test_patterns_that_choose_something_are_accepted(
+    patterns: dict[str, Any], parameters: set[str], model: nn.Module, tmp_path: Path
+) -> None:
+    optimizer = sgd(model)
+    with watch(model, optimizer, log_dir=tmp_path, every=1, **patterns) as scope:
+        train(model, optimizer, 2)
+        assert set(scope.run().parameters.names) == parameters
+
+
+@pytest.mark.parametrize("patterns", [{"include": "1"}, {"include": ["*/relu#*", "1"]}])
+def test_modules_alone_are_accepted_and_the_report_says_what_is_missing(
+    patterns: dict[str, Any], model: nn.Module, tmp_path: Path
+) -> None:
+    optimizer = sgd(model)
+    with watch(model, optimizer, log_dir=tmp_path, every=1, **patterns) as scope:
+        train(model, optimizer, 2)
+        report = scope.report()
+    assert set(report.run.modules.names) == {"1"}
+    (finding,) = report.findings
+    assert finding.code == "GS001"
+    assert "none of the parameters that are watched is trainable" in finding.message
 
 
 def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> None:
@@ -240,3 +294,95 @@ def test_refused_second_watch_leaves_the_first_alone(model: nn.Module, tmp_path:
             watch(model, optimizer, log_dir=no_folder(tmp_path))
         train(model, optimizer, 2)
         assert list(scope.run().steps) == [0, 1, 2]
+
+
+# Whatever fails while a watch begins, in the order in which it is used.
+
+
+def fail(*_: object, **__: object) -> NoReturn:
+    message = "out of luck"
+    raise RuntimeError(message)
+
+
+class Unhookable(SGD):
+    """An optimizer that fails when all other hooks are in place."""
+
+    register_step_post_hook = fail
+
+
+def assert_nothing_was_begun(model: nn.Module, folder: Path) -> None:
+    assert not [thread for thread in threading.enumerate() if thread.name == "gradscope"]
+    assert not folder.exists()
+    # And the next one finds no trace of it.
+    optimizer = sgd(model)
+    with watch(model, optimizer, log_dir=folder, every=1) as scope:
+        train(model, optimizer, 2)
+    assert scope.log_dir == folder
+    assert list(load(folder).recorded_steps) == [0, 1]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("Observer", "described", "run_folder", "RunWriter", "Recorder", "Display", "Hooks"),
+        *("attach", "is_compiled", "_close_if_alive"),
+    ],
+)
+def test_a_watch_that_fails_to_begin_leaves_nothing(
+    name: str, model: nn.Module, tmp_path: Path
+) -> None:
+    before, folder = hooks_of(model), tmp_path / "runs" / "first"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scopes, name, fail)
+        with pytest.raises(RuntimeError, match="out of luck"):
+            watch(model, sgd(model), log_dir=folder)
+    assert hooks_of(model) == before
+    assert not folder.parent.exists()
+    assert_nothing_was_begun(model, folder)
+
+
+def test_an_optimizer_that_can_not_be_hooked_leaves_nothing(
+    model: nn.Module, tmp_path: Path
+) -> None:
+    optimizer = Unhookable(model.parameters(), lr=0.1)
+    before = hooks_of(model) + hooks_of_optimizer(optimizer)
+    with pytest.raises(RuntimeError, match="out of luck"):
+        watch(model, optimizer, log_dir=tmp_path / "run")
+    assert hooks_of(model) + hooks_of_optimizer(optimizer) == before
+    assert_nothing_was_begun(model, tmp_path / "run")
+
+
+def hooks_of_optimizer(optimizer: torch.optim.Optimizer) -> int:
+    return len(optimizer._optimizer_step_pre_hooks) + len(optimizer._optimizer_step_post_hooks)
+
+
+def test_a_full_disk_at_the_beginning_leaves_nothing(model: nn.Module, tmp_path: Path) -> None:
+    folder, before = tmp_path / "run", hooks_of(model)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunWriter, "_json", fail)
+        with pytest.raises(RuntimeError, match="out of luck"):
+            watch(model, log_dir=folder)
+    assert hooks_of(model) == before
+    assert_nothing_was_begun(model, folder)
+
+
+def test_a_folder_that_was_there_stays(model: nn.Module, tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scopes, "attach", fail)
+        with pytest.raises(RuntimeError, match="out of luck"):
+            watch(model, log_dir=tmp_path)
+    assert tmp_path.is_dir()
+    assert list(tmp_path.iterdir()) == []
+
+
+class Foreign(torch.optim.Optimizer):
+    """Not built by torch, and wraps nothing."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.param_groups = [{"params": list(model.parameters())}]
+
+
+@pytest.mark.usefixtures("nothing_left")
+def test_an_optimizer_without_hooks_is_refused(model: nn.Module, tmp_path: Path) -> None:
+    with pytest.raises(ConfigTypeError, match="Foreign is an Optimizer that torch did not build"):
+        watch(model, Foreign(model), log_dir=tmp_path)

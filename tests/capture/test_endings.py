@@ -189,6 +189,54 @@ def test_live_run_equals_the_run_loaded_later(tmp_path: Path) -> None:
     assert live.meta["coverage"]["closed_steps"] == later.meta["coverage"]["closed_steps"] == 3
 
 
+def test_live_and_later_reports_tell_the_same_cost(tmp_path: Path) -> None:
+    model = mlp_model()
+    optimizer = sgd(model)
+    scope = watch(model, optimizer, log_dir=tmp_path, every=1)
+    train(model, optimizer, scope, 3)
+    during = scope.run().meta["coverage"]
+    assert during == load(tmp_path).meta["coverage"]
+    scope.close()
+    later = load(tmp_path).meta["coverage"]
+    assert later["seconds_watched"] > during["seconds_watched"] > during["seconds_in_hooks"] > 0
+    # Time goes on, and others train: not for what is closed.
+    train(model, optimizer, scope, 2)
+    assert scope.run().meta["coverage"] == scope.report().run.meta["coverage"] == later
+
+
+@pytest.mark.parametrize("steps", [1, 5, 16, 21])
+def test_what_was_seen_is_in_the_log_before_the_end(steps: int, tmp_path: Path) -> None:
+    """As a kill would leave it: at least half of the recorded steps are counted."""
+    model = mlp_model()
+    optimizer = sgd(model)
+    scope = watch(model, optimizer, log_dir=tmp_path, every=1)
+    # The last step is open still.
+    train(model, optimizer, scope, steps + 1)
+    scope._recorder.flush()
+    killed = load(tmp_path).meta["coverage"]
+    assert steps / 2 < killed["recorded_steps"] == killed["closed_steps"] <= steps
+    assert killed["forwards"] == killed["recorded_steps"]
+    assert 0 < killed["seconds_in_hooks"] < killed["seconds_watched"]
+    scope.close()
+    assert load(tmp_path).meta["coverage"]["recorded_steps"] == steps + 1
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_an_exception_before_the_first_step_is_the_reason(given: bool, tmp_path: Path) -> None:
+    model = Fragile()
+    model.error = RuntimeError("bad batch")
+    with (
+        pytest.raises(RuntimeError, match="bad batch"),
+        watch(model, sgd(model) if given else None, log_dir=tmp_path) as scope,
+    ):
+        model(vectors()[0])
+    for report in (scope.report(), gradscope.analyze(load(tmp_path))):
+        (finding,) = report.findings
+        assert "the model ran once, but no optimizer stepped" in finding.message
+        assert "training ended with RuntimeError" in finding.message
+        assert "watch()" not in finding.remedies[0]
+
+
 def test_second_watch_closes_the_first_with_a_warning(tmp_path: Path) -> None:
     model = mlp_model()
     optimizer = sgd(model)

@@ -147,7 +147,7 @@ def test_counts_add_up_and_what_was_seen_stays_seen(session: Session, tmp_path: 
     idle = session.watched(tmp_path, 0).meta["coverage"]
     assert idle["closed_steps"] == 7
     assert idle["loss_seen"] is True
-    assert idle["optimizers"] == first["optimizers"]
+    assert idle["optimizers"] == run.meta["coverage"]["optimizers"]
 
 
 def test_watch_of_the_same_model_that_is_still_open_is_closed_first(

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
-from torch.optim import SGD
+from torch.optim import SGD, Adam
 
 import gradscope
 from gradscope.capture.scope import watch
@@ -141,6 +141,54 @@ def test_optimizers_that_take_turns(tmp_path: Path) -> None:
     seen, missed = said(run)
     assert seen == "2 of 4 parameters, 5 of 5 modules at step 0"
     assert "(head.weight, head.bias), because the optimizer in charge did not step" in missed[0]
+
+
+class Pair(nn.Module):
+    """A network and its critic."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.critic = nn.Sequential(nn.Linear(6, 8), nn.ReLU()), nn.Linear(8, 5)
+
+
+def in_turn(folder: Path, steps: int, every: int | None) -> Run:
+    """Stepped in turn; the loop calls the parts, never the model."""
+    torch.manual_seed(0)
+    model = Pair()
+    optimizers = [SGD(model.net.parameters(), lr=0.1), Adam(model.critic.parameters())]
+    with watch(model, optimizers, log_dir=folder, every=every) as scope:
+        for number in range(steps):
+            x, y = vectors()
+            model.zero_grad()
+            F.cross_entropy(model.critic(model.net(x)), y).backward()
+            optimizers[number % 2].step()
+        return scope.run()
+
+
+def test_containers_whose_parts_are_called_are_no_gap(tmp_path: Path) -> None:
+    run = in_turn(tmp_path, 6, 1)
+    assert run.meta["coverage"]["modules"]["never_ran"] == ["(root)"]
+    assert not [told for told in unseen(run) if "never ran" in told]
+
+
+@pytest.mark.parametrize(
+    ("every", "steps", "told"), [(2, 12, "0 of its 6"), (None, 300, "5 of its 150")]
+)
+def test_an_optimizer_whose_turns_are_not_recorded_is_named(
+    every: int | None, steps: int, told: str, tmp_path: Path
+) -> None:
+    (gap,) = (said for said in unseen(in_turn(tmp_path, steps, every)) if "optimizer 2" in said)
+    assert gap.startswith(f"optimizer 2 (Adam): {told}")
+    assert "every=1" in gap
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_optimizers_that_are_all_recorded_are_no_gap(every: int, tmp_path: Path) -> None:
+    run = in_turn(tmp_path, 24, every)
+    assert [o["steps"] for o in run.meta["coverage"]["optimizers"]] == [12, 12]
+    recorded = [o["recorded_steps"] for o in run.meta["coverage"]["optimizers"]]
+    assert recorded == [12 // every, 12 // every]
+    assert not [said for said in unseen(run) if "optimizer 2" in said]
 
 
 def test_frozen_parameters_are_not_expected(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from gradscope.capture.cadence import Cadence
 from gradscope.capture.hooks import owners
 from gradscope.capture.parameters import ParameterReader
 from gradscope.capture.scope import Scope
+from gradscope.reporters.wording import verdict
 from tests.setups.processes import Place, Scenario
 from tests.setups.sharded import Sharded, fsdp, net, reductions, sgd, share, watched
 
@@ -255,6 +256,8 @@ def writes_nothing_elsewhere(place: Place) -> Any:
         "folder": where.folder.exists(),
         "steps": len(run.steps),
         "problems": [p["message"] for p in report.run.meta["problems"]],
+        "found": [finding.code for finding in report.findings],
+        "said": verdict(report),
         "distributed": run.meta["distributed"],
         "reductions": seen,
         "hooks": len(owners(model.module)),

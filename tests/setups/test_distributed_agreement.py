@@ -175,3 +175,7 @@ def test_one_process_writes(size: int, device: str, outcomes: Outcomes) -> None:
         assert other["reductions"] == []
         assert other["problems"] == [f"rank 0 of {size} processes has the run; this is rank {rank}"]
         assert other["distributed"]["rank"] == rank
+        # It is no fault that there is nothing here.
+        assert other["found"] == []
+        assert other["said"] == f"No verdict here: rank 0 of {size} processes has the report."
+    assert "rank 0" not in first["said"]

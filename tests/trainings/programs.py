@@ -335,6 +335,34 @@ class Generator(nn.Module):
         return score
 
 
+def minimax(score: Tensor) -> Tensor:
+    """The generator's first loss, log(1 - D(G(z))): once D is sure that is log 1 in float32."""
+    return torch.sigmoid(-score).log().mean()
+
+
+def generator_that_lost(*, repaired: bool = False) -> gradscope.Report:
+    """T08: the discriminator soon is sure, and the generator's loss saturates."""
+    model = Generator()
+    generate = torch.optim.SGD(model.generator.parameters(), 1e-3)
+    judge = torch.optim.Adam(model.discriminator.parameters(), 1e-3 if repaired else 0.1)
+    ones, zeros = torch.ones(64, 1), torch.zeros(64, 1)
+    bce = F.binary_cross_entropy_with_logits
+    with gradscope.watch(model, [generate, judge], every=1, loss_is_progress=False) as scope:
+        for _ in range(200):
+            real = torch.randn(64, 2) * 0.3 + 1
+            fake = model.generator(torch.randn(64, 2)).detach()
+            loss = bce(model.discriminator(real), ones) + bce(model.discriminator(fake), zeros)
+            model.zero_grad()
+            loss.backward()
+            judge.step()
+            model.zero_grad()
+            score = model(torch.randn(64, 2))
+            (bce(score, ones) if repaired else minimax(score)).backward()
+            generate.step()
+            scope.log(loss=loss)
+    return scope.report()
+
+
 def gan() -> gradscope.Report:
     """T07: two losses against each other; neither falls."""
     model = Generator()

@@ -15,6 +15,7 @@ FAULTY: dict[str, tuple[Callable[..., Report], str]] = {
     "softmax_over_one_unit": (programs.softmax_over_one_unit, "GS003"),
     "head_only_in_optimizer": (programs.head_only_in_optimizer, "GS004"),
     "detached_encoder": (programs.detached_encoder, "GS002"),
+    "generator_that_lost": (programs.generator_that_lost, "GS003"),
     "root_of_zero": (programs.root_of_zero, "GS503"),
     "dead_behind_a_falling_loss": (tricky.dead_behind_a_falling_loss, "GS301"),
     "logarithm_of_raw_scores": (tricky.logarithm_of_raw_scores, "GS501"),

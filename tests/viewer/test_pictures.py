@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 import gradscope
 from gradscope.analysis.words import number
-from gradscope.record import Run
+from gradscope.record import Run, pack_counts
 from tests.reporters.samples import report_of, run_of
 from tests.viewer.browser import Opened
 from tests.viewer.runs import marked_report, noise, whole_run
@@ -224,6 +225,33 @@ def test_ridges_tell_shares_of_the_entries(open_page: Open) -> None:
     shares = {float(said.partition(": ")[2].partition("%")[0]) for said in told if ": " in said}
     assert sorted(shares) == [0.0, pytest.approx(33.3, abs=0.6), pytest.approx(66.7, abs=0.6)]
     assert any(said.startswith(f"{number(2.0**-32)} to ") for said in told)
+
+
+def test_ridges_tell_what_was_not_measured_from_what_is_zero(open_page: Open) -> None:
+    steps, layers = 10, 6
+    norms, nonfinite = noise(steps, layers), np.zeros((steps, layers))
+    # At the last step: two not read, two of zeros, one that was read and not counted.
+    norms[-1], nonfinite[-1] = [np.nan, np.nan, 0, 0, 0.1, 0.1], [np.nan, np.nan, 0, 0, 0, 0]
+    run = whole_run(norms, nonfinite=nonfinite)
+    counts = run.histograms.at(0)
+    counts[:5] = 0
+    run = replace(
+        run,
+        histograms=replace(
+            run.histograms, packed=(*run.histograms.packed[:-1], pack_counts(counts))
+        ),
+    )
+    page = open_page(report_of(run))
+    left, top, width, height = page.box("ridgelines")
+    told = {}
+    for y in np.linspace(0.02, 0.98, 200):
+        page.page.mouse.move(left + 0.6 * width, top + float(y) * height)
+        if said := page.tooltip("ridgelines"):
+            name, _, rest = said.partition("\n")
+            told[int(name.removesuffix(".weight")[-1])] = rest
+    nothing, zero = "not measured", "no finite entry other than zero"
+    assert [told[layer] for layer in range(5)] == [nothing, nothing, zero, zero, nothing]
+    assert "of the entries" in told[5]
 
 
 def test_the_tree_has_the_health_of_each_part(open_page: Open) -> None:

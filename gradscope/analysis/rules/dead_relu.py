@@ -9,7 +9,7 @@ import numpy as np
 from gradscope.analysis.finding import Evidence, Finding, Severity
 from gradscope.analysis.harm import progress, stuck_before
 from gradscope.analysis.layers import activations, module_of
-from gradscope.analysis.robust import F64, Bools, measured, since
+from gradscope.analysis.robust import F64, Bools, at_last, measured, since
 from gradscope.analysis.rule import UnjudgedError, rule
 from gradscope.analysis.updates import held_weights, updates
 from gradscope.analysis.words import count, layer_in_words, number, share
@@ -47,7 +47,7 @@ class _Layer:
     share: float
 
 
-@rule("GS301", name="dead-relu", requires=("modules.dead_unit_fraction",), limits=Limits())
+@rule("GS301", name="dead-relu", limits=Limits())
 def dead_relu(run: Run, limits: Limits) -> Iterator[Finding]:
     """Units that are zero for every input.
 
@@ -113,7 +113,14 @@ def _layers(run: Run, limits: Limits) -> Iterator[_Layer]:
     """The rectifiers of which the share of units has been dead up to the end."""
     table = run.modules
     dead = table["dead_unit_fraction"].astype(np.float64)
-    for column in activations(run, _RECTIFIERS):
+    columns = activations(run, _RECTIFIERS)
+    if columns and not measured(dead[:, columns]).any():
+        message = (
+            "too few inputs were recorded: 256 tell a dead unit from one that is quiet, "
+            "and no activation had as many"
+        )
+        raise UnjudgedError(message)
+    for column in columns:
         known = np.flatnonzero(measured(dead[:, column]))
         if not known.size:
             continue
@@ -135,7 +142,7 @@ def _nothing_behind(run: Run, layer: _Layer) -> bool:
     before: Bools = held_weights(run) & np.array(
         [depth.get(module_of(name), math.inf) < layer.entity.depth for name in names], dtype=bool
     )
-    norms = run.parameters["grad_norm"][-_LAST:, before]
+    norms = at_last(run.parameters["grad_norm"][:, before], _LAST)
     return bool(before.any() and measured(norms).any() and not (np.nan_to_num(norms) > 0).any())
 
 

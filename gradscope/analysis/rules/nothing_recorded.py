@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from gradscope.analysis.coverage import elsewhere
 from gradscope.analysis.finding import Finding, Severity
-from gradscope.analysis.rule import rule
+from gradscope.analysis.rule import UnjudgedError, rule
 from gradscope.analysis.scaling import skipped
 from gradscope.record import Run
 
@@ -18,6 +19,9 @@ class Limits:
 
     # One step with one gradient is something.
     steps: int = 1
+
+
+_MANY = "optimizer steps were seen, but none was"
 
 
 @rule("GS001", name="nothing-recorded", limits=Limits())
@@ -41,6 +45,8 @@ def nothing_recorded(run: Run, limits: Limits) -> Iterator[Finding]:
     ## References
     wandb/wandb#1819 and #2749: monitors that stay silent, and users who can't find out why.
     """
+    if other := elsewhere(run):
+        raise UnjudgedError(other)
     read = (~np.isnan(run.parameters["grad_nonfinite"])).any(axis=1) & ~skipped(run)
     if int(read.sum()) >= limits.steps:
         return
@@ -51,37 +57,63 @@ def nothing_recorded(run: Run, limits: Limits) -> Iterator[Finding]:
 
 
 def _reason(run: Run, coverage: Mapping[str, Any]) -> tuple[str, str]:
-    steps = coverage.get("optimizer_steps", 0)
-    if run.recorded_steps.size and skipped(run).all():
+    """Why there is none, and what to do about it."""
+    return _of_records(run, coverage) if run.recorded_steps.size else _of_counts(run, coverage)
+
+
+def _of_records(run: Run, coverage: Mapping[str, Any]) -> tuple[str, str]:
+    if skipped(run).all():
         return (
             f"the GradScaler skipped all of the {run.recorded_steps.size} recorded steps",
             "Train for more steps: the scale halves until gradients are finite. If it goes on, "
             "look for NaN in the loss or the data.",
+        )
+    if coverage.get("parameters", {}).get("expected") == 0:
+        return (
+            "none of the parameters that are watched is trainable",
+            "Watch parameters too: include and exclude choose them by name, 'encoder.*' say, "
+            "which 'encoder' does not match.",
         )
     if (run.parameters["grad_missing"] == 0).any():
         return (
             "gradients arrived, but no optimizer that stepped holds the parameters they arrived at",
             "Build the optimizer from model.parameters() after the model is complete.",
         )
-    if run.recorded_steps.size:
-        return (
-            f"in {run.recorded_steps.size} recorded steps every parameter's .grad was None",
-            "Call loss.backward() before optimizer.step(), on a loss that depends on this model; "
-            "look for .detach(), .item() or torch.no_grad() between them.",
-        )
-    if not coverage.get("forwards", 0) and not steps:
+    return (
+        f"in {run.recorded_steps.size} recorded steps every parameter's .grad was None",
+        "Call loss.backward() before optimizer.step(), on a loss that depends on this model; "
+        "look for .detach(), .item() or torch.no_grad() between them.",
+    )
+
+
+def _of_counts(run: Run, coverage: Mapping[str, Any]) -> tuple[str, str]:
+    forwards, steps = coverage.get("forwards", 0), coverage.get("optimizer_steps", 0)
+    if not forwards and not steps:
         return (
             "the model's forward never ran with gradients enabled, and no optimizer stepped",
             "Watch the very object that the loop calls, before the loop begins.",
         )
-    if not steps:
+    if steps:
+        seen = "optimizer step was seen, but it was not" if steps == 1 else _MANY
+        return f"{steps:,} {seen} finished and recorded", "Train for more steps, or choose every=1."
+    ran = "once" if forwards == 1 else f"{forwards:,} times"
+    reason = f"the model ran {ran}, but no optimizer stepped on its parameters"
+    if ended := _ended(run):
+        return f"{reason}: {ended}", "Mend what ended the training before the first step."
+    if coverage.get("optimizers_given"):
         return (
-            f"the model ran {coverage['forwards']} times, but no optimizer stepped on its "
-            "parameters",
-            "Give watch() the optimizer that holds model.parameters(), or call scope.step() "
-            "before an update written by hand.",
+            reason,
+            "Call step() of the optimizer that was given to watch(); another one that steps in its "
+            "place has to be given instead.",
         )
     return (
-        f"{steps} optimizer steps were seen, but none was finished and recorded",
-        "Train for more steps, or choose every=1.",
+        reason,
+        "Give watch() the optimizer that holds model.parameters(), or call scope.step() "
+        "before an update written by hand.",
     )
+
+
+def _ended(run: Run) -> str:
+    """What ended the training early, if something did."""
+    said = (str(p.get("message")) for p in run.meta.get("problems", ()) if p["part"] == "training")
+    return next(said, "")

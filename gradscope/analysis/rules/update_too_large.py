@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gradscope.analysis.finding import Evidence, Finding, Severity
-from gradscope.analysis.harm import LossVerdict, progress, stuck_before
+from gradscope.analysis.harm import LossVerdict, Progress, progress, stuck_before
 from gradscope.analysis.layers import module_of
 from gradscope.analysis.robust import F64, Bools
 from gradscope.analysis.rule import rule
@@ -93,7 +93,7 @@ def update_too_large(run: Run, limits: Limits) -> Iterator[Finding]:
     message = (
         f"Step {int(moved.steps[peak])} changed the weight of "
         f"{layer_in_words(module_of(names[0]))} by {number(float(largest[peak]))} times its size"
-        f"{of_rate}{jump}; {loss.words}."
+        f"{of_rate}{jump}; {_loss_in_words(run, loss, int(moved.steps[peak]))}."
     )
     yield update_too_large.finding(
         _severity(run, moved, step, recoil, limits),
@@ -105,6 +105,15 @@ def update_too_large(run: Run, limits: Limits) -> Iterator[Finding]:
         ),
         remedies=_remedies(rate, float(largest[first])),
     )
+
+
+def _loss_in_words(run: Run, loss: Progress, step: int) -> str:
+    """What became of the loss since the step, which need not be where the run's loss began."""
+    then = run.scalars["loss"][run.steps == step]
+    fell = loss.verdict in {LossVerdict.LEARNING, LossVerdict.CONVERGED}
+    if not fell or not then.size or not np.isfinite(then[0]):
+        return loss.words
+    return f"the loss was {number(float(then[0]))} then, and {number(loss.end)} at last"
 
 
 def _begin(thrown: Bools, shaken: Bools) -> int:

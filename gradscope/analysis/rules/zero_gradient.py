@@ -1,6 +1,6 @@
 """GS003 zero-gradient."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,7 +8,7 @@ import numpy as np
 from gradscope.analysis.finding import Evidence, Finding, Severity
 from gradscope.analysis.harm import LossVerdict, Progress, progress
 from gradscope.analysis.layers import idle, module_of, trainable_share
-from gradscope.analysis.robust import Bools
+from gradscope.analysis.robust import Bools, at_last, measured, since
 from gradscope.analysis.rule import rule
 from gradscope.analysis.words import listed
 from gradscope.record import Run
@@ -34,6 +34,8 @@ class Limits:
 # Biases before a norm and the bias of attention's keys are zero by structure; an expert that no
 # token chose and rows of an embedding that no token touched are idle, not ill.
 _JUDGED = frozenset({"weight", "attention", "norm", "adapter"})
+# Optimizers that can take turns.
+_SEVERAL = 2
 
 
 @rule("GS003", name="zero-gradient", requires=("parameters.grad_norm",), limits=Limits())
@@ -42,7 +44,8 @@ def zero_gradient(run: Run, limits: Limits) -> Iterator[Finding]:
 
     ## What it measures
     Weights whose gradient had not a single entry other than zero at each of the last recorded
-    steps: at least five of them, and a fifth of all.
+    steps: at least five of them, and a fifth of all. Where optimizers take turns, a weight is
+    judged on the steps of its own.
 
     ## Why it matters
     Exactly zero is not small: no learning rate moves such a weight. Behind it stand dead ReLUs,
@@ -52,7 +55,8 @@ def zero_gradient(run: Run, limits: Limits) -> Iterator[Finding]:
     ## Known limits
     Biases, experts and embeddings are not judged: they have zeros by structure. A layer whose
     output gets no gradient at all is not used by the loss, and is information only. Once the
-    loss is solved exactly, zero is the right gradient. Zero by structure, and reported all the
+    loss is solved exactly, zero is the right gradient; unless another optimizer still gets one:
+    then one network has lost against the other. Zero by structure, and reported all the
     same: queries and keys of attention over a single token, what a gate at zero shuts off.
 
     ## Example
@@ -65,33 +69,33 @@ def zero_gradient(run: Run, limits: Limits) -> Iterator[Finding]:
     """
     table = run.parameters
     norms = table["grad_norm"]
+    known = measured(norms)
     zero = (norms == 0) & (np.nan_to_num(table["grad_nonfinite"]) == 0)
-    needed = max(limits.min_steps, limits.min_share_of_steps * len(table.steps))
-    lasting = _last_in_a_row(zero, ~np.isnan(norms)) >= needed
+    # A parameter whose optimizer takes turns with others is judged on its own turns.
+    needed = np.maximum(limits.min_steps, limits.min_share_of_steps * known.sum(axis=0))
+    lasting = _last_in_a_row(zero, known) >= needed
     judged = np.array([e.group in _JUDGED and len(e.shape) > 1 for e in table.entities], dtype=bool)
     found = np.flatnonzero(lasting & judged)
     loss = progress(run)
-    if not found.size or _is_solved(run, loss):
+    starts = {table.names[i]: _since(zero[:, i], known[:, i]) for i in found}
+    cut_off = _cut_off(run, loss, starts)
+    if _is_solved(run, loss):
+        starts = {name: starts[name] for name in cut_off}
+    if not starts:
         return
-    starts = {table.names[i]: _since(zero[:, i]) for i in found}
-    since = int(table.steps[min(starts.values())])
+    begin = int(table.steps[min(starts.values())])
     last = int(table.steps[-1])
     unused = [name for name, start in starts.items() if idle(run, name, slice(start, None))]
-    used = [name for name in starts if name not in unused]
-    portion = trainable_share(run, np.isin(table.names, used))
-    level = _severity(loss, portion, limits) if used else Severity.INFO
+    used = [name for name in starts if name not in unused or name in cut_off]
     shown = used or unused
     dead = _dead_activations(run)
-    reason = "; the loss does not use these layers" if not used else ""
-    if used and dead:
-        reason = f"; every unit of {listed(dead)} is zero"
     yield zero_gradient.finding(
-        level,
+        _severity(run, loss, used, cut_off, limits),
         module_of(shown[0]),
         f"{len(shown)} weights ({listed(shown)}) have had a gradient of exactly zero "
-        f"since step {since}{reason}.",
-        evidence=tuple(Evidence("grad_norm", name, since, last, 0.0, 0.0) for name in shown[:3]),
-        remedies=_remedies(dead=bool(dead))
+        f"since step {begin}{_reason(used, cut_off, dead)}.",
+        evidence=tuple(Evidence("grad_norm", name, begin, last, 0.0, 0.0) for name in shown[:3]),
+        remedies=_remedies(dead=bool(dead), cut_off=bool(cut_off))
         if used
         else ("If they are meant to rest, requires_grad_(False) says so.",),
     )
@@ -109,10 +113,35 @@ def _last_in_a_row(
     return counts
 
 
-def _since(zero: Bools) -> int:
-    """The row at which the last unbroken stretch began."""
-    broken = np.flatnonzero(~zero)
-    return int(broken[-1]) + 1 if broken.size and broken[-1] + 1 < zero.size else 0
+def _since(zero: Bools, known: Bools) -> int:
+    """The row at which the last unbroken stretch began, of a gradient known in these rows."""
+    rows = np.flatnonzero(known)
+    return int(rows[since(zero[rows])])
+
+
+def _cut_off(run: Run, loss: Progress, starts: Mapping[str, int]) -> list[str]:
+    """Those of an optimizer whose turns bring nothing any more, while another's still do.
+
+    A generator whose discriminator has won. What never had a gradient, or a loss of zero, is not
+    cut off.
+    """
+    table = run.parameters
+    coverage = run.meta.get("coverage")
+    optimizers = coverage.get("optimizers", ()) if isinstance(coverage, Mapping) else ()
+    if len(optimizers) < _SEVERAL or loss.end == 0:
+        return []
+    norms = table["grad_norm"]
+    turns = measured(norms)
+    other = (norms > 0) | (np.nan_to_num(table["grad_nonfinite"]) > 0)
+    moves: Bools = np.asarray(other.any(axis=1))
+    found = []
+    for name, start in starts.items():
+        column = table.names.index(name)
+        own = turns[start:, column]
+        had_one = bool((norms[:start, column] > 0).any())
+        if had_one and not moves[start:][own].any() and moves[start:][~own].any():
+            found.append(name)
+    return found
 
 
 def _is_solved(run: Run, loss: Progress) -> bool:
@@ -123,11 +152,24 @@ def _is_solved(run: Run, loss: Progress) -> bool:
     modules = run.modules
     if "(root)" not in modules.names:
         return loss.verdict is LossVerdict.CONVERGED
-    sent = modules["output_grad_norm"][-1, modules.names.index("(root)")]
-    return bool(sent == 0)
+    root = [modules.names.index("(root)")]
+    return bool(at_last(modules["output_grad_norm"][:, root])[0, 0] == 0)
 
 
-def _severity(loss: Progress, portion: float, limits: Limits) -> Severity:
+def _severity(
+    run: Run, loss: Progress, used: list[str], cut_off: list[str], limits: Limits
+) -> Severity:
+    levels = [Severity.INFO]
+    if cut_off:
+        # They stand still while others move, whosever the loss is.
+        levels.append(Severity.ERROR if loss.failed else Severity.WARNING)
+    if others := [name for name in used if name not in cut_off]:
+        portion = trainable_share(run, np.isin(run.parameters.names, others))
+        levels.append(_of_a_part(loss, portion, limits))
+    return max(levels)
+
+
+def _of_a_part(loss: Progress, portion: float, limits: Limits) -> Severity:
     if LossVerdict.CONVERGED in {loss.verdict, loss.before} and portion < limits.majority:
         return Severity.INFO
     learning = loss.verdict is LossVerdict.LEARNING
@@ -138,25 +180,38 @@ def _severity(loss: Progress, portion: float, limits: Limits) -> Severity:
     return Severity.ERROR if loss.failed else Severity.WARNING
 
 
+def _reason(used: list[str], cut_off: list[str], dead: list[str]) -> str:
+    if used and dead:
+        return f"; every unit of {listed(dead)} is zero"
+    if cut_off:
+        return ", while what another optimizer steps still gets one"
+    return "" if used else "; the loss does not use these layers"
+
+
 def _dead_activations(run: Run) -> list[str]:
-    """The activations all of whose units are dead at the last recorded step."""
+    """The activations all of whose units are dead when they were last measured."""
     dead = run.modules["dead_unit_fraction"]
     if not dead.size:
         return []
     return [
         entity.name
-        for entity, share in zip(run.modules.entities, dead[-1], strict=True)
+        for entity, share in zip(run.modules.entities, at_last(dead)[0], strict=True)
         if share == 1 and entity.group == "activation"
     ]
 
 
-def _remedies(*, dead: bool) -> tuple[str, ...]:
+def _remedies(*, dead: bool, cut_off: bool) -> tuple[str, ...]:
     revive = (
         "Revive the units: zero or small positive biases, He initialization, a lower learning "
         "rate, or nn.LeakyReLU in place of nn.ReLU.",
     )
+    lost = (
+        "Of two networks that train against each other the other has won: a non-saturating loss, "
+        "or fewer and smaller steps for the winner, leave this one a gradient.",
+    )
     return (
         *(revive if dead else ()),
+        *(lost if cut_off else ()),
         "Check that the loss depends on these layers: a softmax over one unit, a clamp outside "
         "its range, argmax or rounding have no gradient.",
         "In half precision, use a GradScaler or bfloat16: small gradients become zero.",

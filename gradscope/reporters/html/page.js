@@ -24,7 +24,10 @@ async function decoded(run) {
     await Promise.all(chart.series.map(async (series) => (series.values = await numbers(series.values))));
     if (chart.band) [chart.band.low, chart.band.high] = await Promise.all([numbers(chart.band.low), numbers(chart.band.high)]);
   }
-  if (run.spread) run.spread.roots = await counts(run.spread.roots);
+  if (run.spread) {
+    const { roots, unmeasured } = run.spread;
+    [run.spread.roots, run.spread.unmeasured] = await Promise.all([roots, unmeasured].map(counts));
+  }
   for (const layer of run.layers) layer.value ??= NaN;
   return { ...run, step: sharedStep() };
 }

@@ -5,6 +5,8 @@ from typing import Any
 import numpy as np
 
 from gradscope.analysis.report import Report
+from gradscope.analysis.robust import Bools, measured
+from gradscope.record import Run, StepArray
 from gradscope.reporters.figures.labels import MINOR_GROUPS, marked_rows
 from gradscope.reporters.html.arrays import compressed
 from gradscope.reporters.wording import inert
@@ -42,13 +44,25 @@ def spread(report: Report) -> dict[str, Any] | None:
     first, last = max(0, int(seen[0]) - 1), min(histograms.bins, int(seen[-1]) + 2)
     # The root keeps small shares visible in a byte.
     roots = np.rint(255 * np.sqrt(shares[:, :, first:last])).astype(np.uint8)
+    uncounted = ~counts.any(axis=2) & _unmeasured(report.run, rows, histograms.steps[chosen])
     return {
         "layers": [inert(histograms.entities[row].name) for row in rows],
         "steps": histograms.steps[chosen].tolist(),
         "lowest": histograms.lowest + first,
         "bins": last - first,
         "roots": compressed(roots),
+        "unmeasured": compressed(uncounted.astype(np.uint8)),
     }
+
+
+def _unmeasured(run: Run, rows: list[int], steps: StepArray) -> Bools:
+    """Layers × steps: where no gradient was read, or one that has entries was not counted."""
+    table = run.parameters
+    at = np.searchsorted(table.steps, steps)
+    unread = ~measured(table["grad_nonfinite"][at][:, rows])
+    # Sparse and large, or histograms were switched off.
+    unread |= table["grad_norm"][at][:, rows] > 0
+    return unread.T
 
 
 def _with_entries(rows: list[int], counts: Any) -> tuple[list[int], Any]:
