@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from gradscope.capture.closed import why_closed
 from gradscope.capture.outputs import first_tensor, output_loss
 
 # An output in a graph: the inlet of its module, and which of the hooks' calls in the graph.
@@ -31,6 +32,8 @@ _SCHEMAS = (
 )
 # Of a hook that is to leave nothing in the graph.
 _SILENT = -1
+# Why it may have to.
+OLD_TORCH = "a torch before 2.13"
 
 # What torch 2.6 does not have; it can't tell of modules in a graph either.
 _is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", lambda: False)
@@ -58,7 +61,7 @@ class Inlet:
     """Where a compiled graph reaches the owner of a hook that was traced into it.
 
     trace: what is compiled in place of the hook, one of those below.
-    on_trace: told when that happens; False where this torch can't.
+    on_trace: told when that happens; where the graph can't tell of it, why.
     tell: given what the ops of `trace` are given, when they run; None for a tensor of which
         nothing may be computed.
     gradient: given a gradient and the place of the output at which it arrives.
@@ -69,7 +72,7 @@ class Inlet:
     def __init__(
         self,
         trace: Callable[..., None],
-        on_trace: Callable[[bool], None],
+        on_trace: Callable[[str | None], None],
         tell: Callable[..., None],
         gradient: Callable[[Tensor, Place], None] = _ignore,
     ) -> None:
@@ -121,9 +124,9 @@ def _announce(slot: Tensor) -> int:
     """Called by the compiler itself while it traces: which call in its graph this is."""
     try:
         inlet = _inlets[int(slot)]
-        can_tell = _define_ops()
-        inlet.on_trace(can_tell)
-        return _next_call() if can_tell else _SILENT
+        why_not = why_closed() if _define_ops() else OLD_TORCH
+        inlet.on_trace(why_not)
+        return _next_call() if why_not is None else _SILENT
     except Exception:  # noqa: BLE001  (an error here would be one of the user's compilation)
         return _SILENT
 

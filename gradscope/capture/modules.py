@@ -109,10 +109,19 @@ class ModuleTaps:
         tell = partial(self._run, module)
         return Inlet(compiled.trace_output, self.traced, tell, self._bring)
 
-    def traced(self, can_tell: bool) -> None:  # noqa: FBT001  (compiled.Inlet calls it)
-        """A compiler takes a hook into its graph, or can't."""
+    def traced(self, why_not: str | None) -> None:
+        """A compiler takes a hook into its graph; or leaves it out, and why."""
         self._is_traced = True
-        self._guard.run(OUTPUTS, self._keep_hooks if can_tell else self._say_blind)
+        self._guard.run(OUTPUTS, self._note_trace, why_not)
+
+    def _note_trace(self, why_not: str | None) -> None:
+        if why_not == compiled.OLD_TORCH:
+            self._say_blind()
+            return
+        self._keep_hooks()
+        if why_not is not None:
+            message = f"outputs in {why_not} are not recorded; parameters are"
+            self._guard.say(OUTPUTS, message, aloud=False)
 
     def _keep_hooks(self) -> None:
         """Also hook what is traced next: the step that would do so opens when the graph runs."""

@@ -99,10 +99,10 @@ class Observer:
         self._cadence.begin_at(earlier.step, due=processes() is not None)
         self._earlier = earlier.coverage
 
-    def traced(self, can_tell: bool) -> None:  # noqa: FBT001  (compiled.Inlet calls it)
-        """A compiler takes a hook into its graph, or can't."""
+    def traced(self, why_not: str | None) -> None:
+        """A compiler takes a hook into its graph; or leaves it out, and why."""
         if self._taps is not None:
-            self._taps.traced(can_tell)
+            self._taps.traced(why_not)
 
     # Handlers for hooks: signatures are torch's.
 
