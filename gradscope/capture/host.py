@@ -205,9 +205,9 @@ def update_products(before: Tensor, after: Tensor, gradient: Tensor) -> Tensor |
     change -= array(before)
     given = entries != 0
     numbers = (
-        change @ change,
-        wide @ change,
-        wide @ wide,
+        _dot(change, change),
+        _dot(wide, change),
+        _dot(wide, wide),
         change.size,
         np.count_nonzero(given),
         np.count_nonzero(given & (change == 0)),
@@ -215,6 +215,13 @@ def update_products(before: Tensor, after: Tensor, gradient: Tensor) -> Tensor |
     if not math.isfinite(sum(numbers[:3])):
         return None
     return torch.from_numpy(np.array(numbers, np.float64))
+
+
+def _dot(one: F64, other: F64) -> float:
+    # Numpy's has threads of its own from some ten thousand entries on.
+    if one.size > _PIECE // 8:
+        return float(torch.from_numpy(one).dot(torch.from_numpy(other)).numpy())
+    return float(one @ other)
 
 
 def count_outside(tensor: Tensor, low: float, high: float) -> int:

@@ -281,18 +281,18 @@ def test_counting_never_waits_for_a_device() -> None:
 def sampled(entries: NDArray[np.float64]) -> Counts:
     """What the fixed sample of a large parameter holds."""
     generator = torch.Generator().manual_seed(entries.size)
-    return counted(entries[torch.randint(entries.size, (2048,), generator=generator).numpy()])
+    return counted(entries[torch.randint(entries.size, (4096,), generator=generator).numpy()])
 
 
-@pytest.mark.parametrize(("rows", "count"), [(4_096, counted), (4_097, sampled)])
-def test_beyond_4096_entries_a_fixed_sample_is_counted(
+@pytest.mark.parametrize(("rows", "count"), [(32_768, counted), (32_769, sampled)])
+def test_beyond_32768_entries_a_fixed_sample_is_counted(
     rows: int, count: Callable[[NDArray[np.float64]], Counts], tmp_path: Path
 ) -> None:
     gradient = torch.randn(rows) * torch.logspace(-20, 4, rows)
     run = run_of(gradient, tmp_path)
     np.testing.assert_array_equal(run.histograms["weight"], [count(parts(gradient))])
-    said = "updates and histograms of parameters above 4,096 entries, on a fixed sample of 2,048"
-    assert particulars(run).get("Sampling") == (said if rows > 4_096 else None)
+    said = "updates and histograms of parameters above 32,768 entries, on a fixed sample of 4,096"
+    assert particulars(run).get("Sampling") == (said if rows > 32_768 else None)
 
 
 def test_both_parts_of_a_complex_parameter_make_it_large(tmp_path: Path) -> None:

@@ -188,7 +188,7 @@ def test_parameter_that_no_optimizer_holds(tmp_path: Path) -> None:
 
 
 class TestLargeTensors:
-    """Beyond 4,096 entries updates and histograms are sampled; nothing else is."""
+    """Beyond 32,768 entries updates and histograms are sampled; nothing else is."""
 
     SAMPLED = ("update_norm", "update_ratio", "update_gradient_cosine")
 
@@ -222,7 +222,7 @@ class TestLargeTensors:
         run = watched(build, 1, tmp_path)
         said = {key: value for key, value in run.meta.items() if key != "log_dir"}
         assert "sample" in str(said)
-        assert "fixed sample of 2,048" in particulars(run)["Sampling"]
+        assert "fixed sample of 4,096" in particulars(run)["Sampling"]
 
     def test_what_is_exact_is_not_said_to_be_sampled(self, tmp_path: Path) -> None:
         assert "Sampling" not in particulars(watched(CASES["mlp"], 1, tmp_path))

@@ -50,7 +50,7 @@ def dropout_net() -> nn.Module:
 
 
 def large_net() -> nn.Module:
-    """Beyond 4,096 weights: their updates are sampled."""
+    """Beyond 32,768 weights: their updates are sampled."""
     return nn.Sequential(nn.Linear(6, 300), nn.Linear(300, 300), nn.Dropout(), nn.Linear(300, 5))
 
 
@@ -105,7 +105,8 @@ def test_training_is_bit_for_bit_the_same(name: str, cadence: str, tmp_path: Pat
     options: dict[str, Any] = CADENCES[cadence]
     with watch(training.model, training.optimizers, log_dir=tmp_path, **options) as scope:
         found = outcome(training, lambda loss: scope.log(loss=loss))
-        assert len(scope.run().recorded_steps) == (20 if options else 11)
+        recorded = scope.run().recorded_steps.tolist()
+        assert recorded == list(range(20)) if options else set(range(10)) <= set(recorded)
     for what, value in expected.items():
         assert found[what] == value, what
 

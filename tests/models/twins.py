@@ -20,7 +20,7 @@ from tests.setups.reference_loops import F64, Received
 
 STEPS = 3
 # The updates of larger parameters are measured on a sample of their entries.
-EXACT_UPTO = 4_096
+EXACT_UPTO = 32_768
 
 Step = Callable[[Subject, nn.Module, Optimizer], Tensor]
 Prepare = Callable[[nn.Module], object]

@@ -36,7 +36,7 @@ def fit(
     loss_of: Loss = F.cross_entropy,
     *,
     accumulate: int = 1,
-    every: int | None = None,
+    every: int | None = 3,
     loss_is_progress: bool = True,
 ) -> gradscope.Report:
     """An ordinary loop, watched."""
@@ -370,7 +370,7 @@ def gan() -> gradscope.Report:
     judge = torch.optim.Adam(model.discriminator.parameters(), 1e-3, betas=(0.5, 0.999))
     ones, zeros = torch.ones(64, 1), torch.zeros(64, 1)
     bce = F.binary_cross_entropy_with_logits
-    with gradscope.watch(model, [generate, judge], loss_is_progress=False) as scope:
+    with gradscope.watch(model, [generate, judge], every=3, loss_is_progress=False) as scope:
         for _ in range(200):
             real = torch.randn(64, 2) * 0.3 + 1
             fake = model.generator(torch.randn(64, 2)).detach()

@@ -58,7 +58,7 @@ def keep_zeros(
 ) -> gradscope.Report:
     """A loop whose zero_grad leaves zeros where there was no gradient."""
     optimizer = torch.optim.Adam(model.parameters(), 2e-3)
-    with gradscope.watch(model, optimizer) as scope:
+    with gradscope.watch(model, optimizer, every=3) as scope:
         for number, (inputs, targets) in enumerate(data):
             outputs = model(inputs)
             if heads is not None:
@@ -103,7 +103,7 @@ def zero_head_in_warm_up() -> gradscope.Report:
     nn.init.zeros_(head.weight)
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: (step + 1) / 1000)
-    with gradscope.watch(model, optimizer) as scope:
+    with gradscope.watch(model, optimizer, every=3) as scope:
         for inputs, targets in batches(digits(), 120):
             loss = F.cross_entropy(model(inputs), targets)
             optimizer.zero_grad()
@@ -175,7 +175,7 @@ def head_replaced_in_training(*, repaired: bool = False) -> gradscope.Report:
     """The head is replaced by one that the optimizer has never heard of."""
     model = mlp(64, 64, 10)
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    with gradscope.watch(model, optimizer) as scope:
+    with gradscope.watch(model, optimizer, every=3) as scope:
         for step, (inputs, targets) in enumerate(batches(digits(), 200)):
             if step == 50:
                 model[2] = nn.Linear(64, 10)
