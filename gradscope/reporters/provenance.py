@@ -82,7 +82,7 @@ def _gaps(meta: Mapping[str, Any]) -> Iterator[str]:
         yield f"the gradient at the outputs of {names}"
     yield from _unrecorded(coverage)
     if meta.get("level") == "parameters":
-        yield 'module outputs: the run was recorded with level="parameters"'
+        yield 'updates and module outputs: the run was recorded with level="parameters"'
     if coverage.get("loss_seen") is False:
         yield "the loss: without it harm can't be judged; add scope.log(loss=loss) to the loop"
     if coverage.get("unfinished_step"):

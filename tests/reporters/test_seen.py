@@ -202,7 +202,7 @@ def test_frozen_parameters_are_not_expected(tmp_path: Path) -> None:
 def test_no_modules_where_none_are_recorded(tmp_path: Path) -> None:
     seen, missed = said(trained(tmp_path, nothing, level="parameters"))
     assert seen == "6 parameters in every recorded step"
-    assert missed == ['module outputs: the run was recorded with level="parameters"']
+    assert missed == ['updates and module outputs: the run was recorded with level="parameters"']
 
 
 def test_it_is_the_whole_runs_after_resuming(tmp_path: Path) -> None:
