@@ -12,6 +12,9 @@ NOT_IN_THE_LOSS = "it returns what the loss does not depend on"
 FUSED = "it is frozen and in evaluation mode, in a layer that torch runs as one if it has no hooks"
 UNREGISTERED = "it is in a plain list or dict, and so no part of the model"
 
+# Of no module in particular: said of the run.
+IN_TRANSFORMS = "what runs inside torch.func transforms is not recorded"
+
 
 def fused(model: nn.Module) -> set[nn.Module]:
     """The layers that torch may run as one kernel where gradients are on, with their parts."""

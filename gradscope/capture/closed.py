@@ -4,8 +4,9 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch.nn.parallel import DistributedDataParallel
+
+from gradscope.capture.context import is_transformed
 
 
 def why_closed() -> str | None:
@@ -34,10 +35,6 @@ def _is_split_by_ddp() -> bool:
     return active is not None and mode == "ddp_optimizer"
 
 
-def _is_transformed() -> bool:
-    return torch._C._functorch.maybe_current_level() is not None  # noqa: SLF001
-
-
 def _is_autograd_compiled() -> bool:
     return bool(_dynamo("config").compiled_autograd)
 
@@ -56,7 +53,7 @@ def _is_within_an_operator() -> bool:
 
 _PLACES: tuple[tuple[Callable[[], bool], str], ...] = (
     (_is_split_by_ddp, "DDP's compiled buckets"),
-    (_is_transformed, "transforms of torch.func that are compiled"),
+    (is_transformed, "transforms of torch.func that are compiled"),
     (_is_autograd_compiled, "graphs with a compiled backward (compiled_autograd)"),
     (_is_within_an_operator, "torch.cond, nested compiled regions and the like"),
 )

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,8 +26,13 @@ def is_set_apart() -> bool:
     if get_mode(ModeKey.FAKE) is not None or get_mode(ModeKey.PROXY) is not None:
         return True
     replays: bool = torch._C._current_graph_task_id() != -1  # noqa: SLF001
-    transforms: bool = torch._C._functorch.maybe_current_level() is not None  # noqa: SLF001
-    return replays or transforms
+    return replays or is_transformed()
+
+
+def is_transformed() -> bool:
+    """Whether this runs inside a transform of `torch.func`."""
+    level: Any = torch._C._functorch.maybe_current_level()  # noqa: SLF001  (no public way)
+    return level is not None
 
 
 def is_replica(module: nn.Module) -> bool:

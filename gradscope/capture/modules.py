@@ -10,7 +10,7 @@ from gradscope.capture import blindspots, compiled, statistics
 from gradscope.capture.arrivals import Arrivals
 from gradscope.capture.compiled import AwaitedGradients, Inlet, Place
 from gradscope.capture.config import CaptureConfig
-from gradscope.capture.context import is_set_apart, last_node, replayed_node
+from gradscope.capture.context import is_set_apart, is_transformed, last_node, replayed_node
 from gradscope.capture.entities import Roster, watched_modules
 from gradscope.capture.functional import FunctionalTaps
 from gradscope.capture.guard import OUTPUTS, Guard
@@ -135,6 +135,11 @@ class ModuleTaps:
             "their parameters are recorded, their outputs are not"
         )
         self._guard.say(OUTPUTS, message)
+
+    def note_transform(self) -> None:
+        """A watched module runs outside of training's own forward: inside a transform, maybe."""
+        if is_transformed():
+            self._guard.say(OUTPUTS, blindspots.IN_TRANSFORMS, aloud=False)
 
     def _count_uses(self) -> None:
         self._uses = dict.fromkeys(self._names.values(), 0)
@@ -297,6 +302,7 @@ class ModuleTaps:
             return
         output = first_tensor(value)
         if is_set_apart():
+            self.note_transform()
             if output is not None:
                 self._see_replay(rows, module, output)
             return

@@ -111,6 +111,9 @@ class Observer:
         if self.shards.over:
             self._on_end()
         if is_set_apart():
+            # A loop that has its gradients from there opens no step before.
+            if self._taps is not None and (self._open is None or self._open.rows is not None):
+                self._taps.note_transform()
             return
         if is_replica(module):
             message = "the model runs as replicas of itself: its outputs are not recorded"

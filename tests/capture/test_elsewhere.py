@@ -50,7 +50,8 @@ def train(model: nn.Module, scope: Scope, between: Callable[[], object]) -> Run:
 
 
 def assert_unpolluted(run: Run) -> None:
-    assert run.meta["problems"] == []
+    said = {problem["message"] for problem in run.meta["problems"]}
+    assert said <= {"what runs inside torch.func transforms is not recorded"}
     assert list(run.recorded_steps) == list(range(STEPS))
     expected = recomputed(lambda: plain(mlp_model(), vectors), STEPS)
     for row, step in enumerate(expected):

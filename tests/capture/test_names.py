@@ -1,4 +1,4 @@
-"""Names and refusals that need one process only."""
+"""Names, and cadences, that need one process only."""
 
 from typing import Any
 
@@ -10,8 +10,6 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoi
 from gradscope.capture import arguments, distributed
 from gradscope.capture.cadence import Cadence
 from gradscope.capture.names import class_name, named_modules, owned_parameters, unwrapped
-from gradscope.capture.scope import watch
-from gradscope.errors import ConfigError
 
 
 def net() -> nn.Sequential:
@@ -55,32 +53,6 @@ def test_the_class_is_the_users() -> None:
 
     assert class_name(nn.Linear(2, 2)) == "Linear"
     assert class_name(FSDPLinear()) == "Linear"
-
-
-def named(kind: str, module: str) -> type[nn.Module]:
-    return type(kind, (nn.Linear,), {"__module__": module})
-
-
-@pytest.mark.parametrize(
-    ("kind", "module"),
-    [
-        ("FullyShardedDataParallel", "torch.distributed.fsdp.fully_sharded_data_parallel"),
-        ("DeepSpeedEngine", "deepspeed.runtime.engine"),
-        ("PipelineEngine", "deepspeed.runtime.pipe.engine"),
-    ],
-)
-def test_what_hides_gradients_is_refused(kind: str, module: str) -> None:
-    model = nn.Sequential(named(kind, module)(2, 2))
-    with pytest.raises(ConfigError, match=r"fully_shard.*DistributedDataParallel"):
-        watch(model)
-
-
-def test_parameters_that_zero_took_apart_are_refused() -> None:
-    model = net()
-    for number, parameter in enumerate(model.parameters()):
-        parameter.ds_id = number  # type: ignore[attr-defined]
-    with pytest.raises(ConfigError, match="DeepSpeed ZeRO"):
-        watch(model)
 
 
 def test_one_process_is_nobodys_partner() -> None:

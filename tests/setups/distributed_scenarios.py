@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from gradscope.capture.scope import watch
 from tests.capture.reference import Numbers, ParameterReference
+from tests.setups.compiling import compiled_module
 from tests.setups.processes import Place, Scenario
 from tests.setups.sharded import (
     STEPS,
@@ -117,6 +118,22 @@ def ddp_around_a_watched_model(place: Place) -> Result:
     return expected(), seen
 
 
+def _ddp_compiled(place: Place) -> Result:
+    training = _ddp(place)
+    training.model = compiled_module(training.model, backend="aot_eager")
+    return _followed(place, training)
+
+
+def ddp_compiled(place: Place) -> Result:
+    """As torch does it: one graph for each bucket of gradients."""
+    return _ddp_compiled(place)
+
+
+def ddp_compiled_whole(place: Place) -> Result:
+    with torch._dynamo.config.patch(optimize_ddp=False):
+        return _ddp_compiled(place)
+
+
 def _zero_redundancy(place: Place) -> Sharded:
     # Importing it warns, and whatever warns where tests are collected fails.
     from torch.distributed.optim import ZeroRedundancyOptimizer
@@ -158,6 +175,12 @@ def fsdp_checkpointed(place: Place) -> Result:
     model = net().to(place.device)
     model.block = checkpoint_wrapper(model.get_submodule("block"))
     training = Sharded(shard(model), [sgd(model.parameters())], lambda number: share(place, number))
+    return _followed(place, training)
+
+
+def fsdp_compiled(place: Place) -> Result:
+    training = fsdp(place)
+    training.model = compiled_module(training.model, backend="aot_eager")
     return _followed(place, training)
 
 
@@ -384,6 +407,7 @@ DDP: dict[str, str] = {
     "ddp_unused_parameters": "DDP, `find_unused_parameters`",
     "ddp_no_sync": "DDP, `no_sync`",
     "ddp_around_a_watched_model": "DDP around a watched model",
+    "ddp_compiled_whole": "DDP, compiled with `torch._dynamo.config.optimize_ddp=False`",
     "ddp_zero_redundancy": "DDP, `ZeroRedundancyOptimizer`",
     "ddp_zero_redundancy_unnamed": "DDP, `ZeroRedundancyOptimizer`",
 }
@@ -392,6 +416,7 @@ SPLIT: dict[str, str] = {
     "fsdp_kept_gathered": "`fully_shard`, `reshard_after_forward=False`",
     "fsdp_of_a_watched_model": "`fully_shard` of a watched model",
     "fsdp_checkpointed": "`fully_shard`, activation checkpointing",
+    "fsdp_compiled": "`fully_shard`, compiled",
     "fsdp_accumulating": "`fully_shard`, `set_requires_gradient_sync`",
     "fsdp_several_optimizers": "`fully_shard`, several optimizers",
     "fsdp_several_optimizers_unnamed": "`fully_shard`, several optimizers",
@@ -410,5 +435,12 @@ FOUR: dict[str, str] = {
 
 def scenarios(size: int) -> dict[str, Scenario]:
     """Those that this number of processes can go through."""
-    chosen = [*DDP, *SPLIT, "fsdp_large", "sequence_parallel", *(FOUR if size == 4 else [])]
+    chosen = [
+        *DDP,
+        *SPLIT,
+        "ddp_compiled",
+        "fsdp_large",
+        "sequence_parallel",
+        *(FOUR if size == 4 else []),
+    ]
     return {name: globals()[name] for name in chosen}

@@ -136,7 +136,26 @@ def test_what_is_of_one_process_alone_is_labelled(
 
 
 @pytest.mark.parametrize(("size", "device"), EVERYWHERE)
-@pytest.mark.parametrize("name", ["ddp", "fsdp_default"])
+@support(
+    "Distributed",
+    "DDP, compiled",
+    parameters="right",
+    outputs="unknown",
+    output_gradients="unknown",
+)
+def test_buckets_that_are_compiled_one_by_one_tell_of_no_output(
+    size: int, device: str, outcomes: Outcomes
+) -> None:
+    steps, reductions, folder = followed(outcomes, size, device, "ddp_compiled")
+    run = load(folder)
+    assert_equal(run.parameters, steps, rtol=1e-5)
+    assert reductions == []
+    said = [problem["message"] for problem in run.meta["problems"]]
+    assert any("DDP's compiled buckets are not recorded" in message for message in said)
+
+
+@pytest.mark.parametrize(("size", "device"), EVERYWHERE)
+@pytest.mark.parametrize("name", ["ddp", "ddp_compiled_whole", "fsdp_default", "fsdp_compiled"])
 def test_outputs_and_their_gradients_are_those_of_the_share_of_rank_0(
     name: str, size: int, device: str, outcomes: Outcomes
 ) -> None:

@@ -127,6 +127,18 @@ TRANSFORMS: dict[str, Callable[[nn.Module], object]] = {
     "`FakeTensorMode`": without_data,
 }
 
+OF_FUNC = {
+    under_grad,
+    under_vmap,
+    per_sample,
+    ensembled,
+    by_jacrev,
+    by_hessian,
+    forward_mode,
+    by_vjp,
+}
+TOLD = "what runs inside torch.func transforms is not recorded"
+
 
 def transforms() -> Iterator[Any]:
     for name, transform in TRANSFORMS.items():
@@ -179,8 +191,84 @@ def test_result_is_the_same_and_training_is_not_polluted(
 
         return Subject(model, [optimizer], body)
 
-    run = compared(build, tmp_path, reference=reference)
+    told = [TOLD] if transform in OF_FUNC else []
+    run = compared(build, tmp_path, reference=reference, problems=told)
     assert run.meta["coverage"]["modules"]["output_gradients_unseen"] == []
+
+
+def by_hand(model: nn.Module) -> dict[str, Tensor]:
+    """The gradients, from `torch.func.grad` alone."""
+    x, y = vectors()
+
+    def objective(given: dict[str, Tensor]) -> Tensor:
+        return F.cross_entropy(functional_call(model, given, (x,)), y)
+
+    gradients: dict[str, Tensor] = grad(objective)(weights(model))
+    return gradients
+
+
+@support(
+    "Autograd",
+    "gradients by `func.grad` alone, assigned",
+    parameters="right",
+    outputs="unknown",
+    output_gradients="unknown",
+)
+def test_a_loop_that_takes_its_gradients_inside_a_transform_is_told(tmp_path: Path) -> None:
+    model = mlp_model()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    norms = []
+    with watch(model, optimizer, log_dir=tmp_path, every=1) as scope:
+        for _ in range(3):
+            gradients = by_hand(model)
+            for name, parameter in model.named_parameters():
+                parameter.grad = gradients[name]
+            norms.append({n: float(g.double().norm()) for n, g in gradients.items()})
+            optimizer.step()
+            scope.log(loss=1.0)
+        run = scope.run()
+    assert run.steps.tolist() == [0, 1, 2]
+    for row, expected in enumerate(norms):
+        for name, norm in expected.items():
+            found = run.parameters["grad_norm"][row, run.parameters.names.index(name)]
+            assert found == pytest.approx(norm, rel=1e-5), name
+    said = [problem["message"] for problem in run.meta["problems"]]
+    assert said == [TOLD]
+
+
+@pytest.mark.parametrize("runs", ["a part", "the model"])
+def test_a_transform_within_a_step_is_told_once(runs: str, tmp_path: Path) -> None:
+    model = mlp_model()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    with watch(model, optimizer, log_dir=tmp_path, every=1) as scope:
+        for _ in range(2):
+            x, y = vectors()
+            out = model(x)
+            vmap(model[0] if runs == "a part" else model)(x)
+            F.cross_entropy(out, y).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            scope.log(loss=1.0)
+        run = scope.run()
+    said = [problem["message"] for problem in run.meta["problems"]]
+    assert said.count(TOLD) == 1
+
+
+def test_a_transform_in_steps_that_are_not_recorded_is_not_told(tmp_path: Path) -> None:
+    model = mlp_model()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    with watch(model, optimizer, log_dir=tmp_path, every=10) as scope:
+        for number in range(3):
+            x, y = vectors()
+            out = model(x)
+            if number == 1:
+                vmap(model)(x)
+            F.cross_entropy(out, y).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            scope.log(loss=1.0)
+        run = scope.run()
+    assert run.meta["problems"] == []
 
 
 @support(
