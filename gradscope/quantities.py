@@ -236,3 +236,14 @@ CATALOGUE: dict[TableName, tuple[Quantity, ...]] = {
     "modules": MODULES,
     "signals": SIGNALS,
 }
+
+# What the magnitudes of entries are counted of, and which table lists whose they are. Gradients'
+# are from level "full" on, the others at level "deep".
+Magnitudes = Literal["grad", "weight", "update", "output", "output_grad"]
+MAGNITUDES: dict[Magnitudes, TableName] = {
+    "grad": "parameters",
+    "weight": "parameters",
+    "update": "parameters",
+    "output": "modules",
+    "output_grad": "modules",
+}

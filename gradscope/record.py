@@ -124,13 +124,13 @@ class Table:
 
 @dataclass(frozen=True, eq=False)
 class Histograms:
-    """How many entries of each parameter's gradient have which magnitude, step by step.
+    """How many entries of each tensor have which magnitude, step by step.
 
-    Bin i counts the entries with 2**(lowest + i) ≤ |g| < 2**(lowest + i + 1); the first and the
-    last bin also hold what lies beyond. Zeros and non-finite entries are in no bin. Of a complex
-    gradient the real and the imaginary parts are counted, of large parameters a fixed sample of
-    the entries (`run.meta["sampling"]`). Nothing is counted where there was no gradient (the
-    table's `grad_norm` is NaN), nor of a sparse one that is large.
+    Bin i counts the entries x with 2**(lowest + i) ≤ |x| < 2**(lowest + i + 1); the first and the
+    last bin also hold what lies beyond. Zeros and non-finite entries are in no bin. Of complex
+    tensors the real and the imaginary parts are counted, of large ones a sample of the entries
+    (`run.meta["sampling"]`). Nothing is counted of parameters without a gradient (the table's
+    `grad_norm` is NaN), nor with a sparse one that is large.
     """
 
     entities: tuple[Entity, ...]
@@ -151,7 +151,7 @@ class Histograms:
 
     @cached_property
     def names(self) -> tuple[str, ...]:
-        """The parameters' names, in the order of the rows."""
+        """The names of parameters or modules, in the order of the rows."""
         return tuple(entity.name for entity in self.entities)
 
     @cached_property
@@ -160,7 +160,7 @@ class Histograms:
         return np.arange(self.lowest, self.lowest + self.bins + 1, dtype=np.float64)
 
     def __repr__(self) -> str:
-        return f"Histograms({len(self.steps)} steps × {len(self.entities)} parameters)"
+        return f"Histograms({len(self.steps)} steps × {len(self.entities)} entities)"
 
     def at(self, index: int) -> CountArray:
         """The counts at the index-th of `steps`, of shape (entities, bins)."""
@@ -170,7 +170,7 @@ class Histograms:
         return counts
 
     def __getitem__(self, name: str) -> CountArray:
-        """The counts of one parameter, of shape (steps, bins)."""
+        """The counts of one of them, of shape (steps, bins)."""
         if name not in self.names:
             near = get_close_matches(name, self.names, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
@@ -228,8 +228,10 @@ class Run:
     """One watched training, read from its log.
 
     `steps` are all steps that were seen; `scalars` are aligned to them (NaN: not known at that
-    step). The tables hold the recorded steps only. `meta` holds what does not change from step
-    to step: model, optimizers, versions, cadence, `coverage`, `problems`, `left_out`.
+    step). The tables hold the recorded steps only. `histograms` are those of the gradients; `deep`
+    holds those that `level="deep"` adds, by `weight`, `update`, `output` and `output_grad`. `meta`
+    holds what does not change from step to step: model, optimizers, versions, cadence, `coverage`,
+    `problems`, `left_out`.
     """
 
     parameters: Table
@@ -239,6 +241,7 @@ class Run:
     scalars: Mapping[str, FloatArray]
     meta: Mapping[str, Any] = field(default_factory=dict)
     histograms: Histograms = field(default_factory=no_histograms)
+    deep: Mapping[str, Histograms] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for values in self.scalars.values():
@@ -246,11 +249,12 @@ class Run:
         self.steps.flags.writeable = False
         object.__setattr__(self, "scalars", MappingProxyType(dict(self.scalars)))
         object.__setattr__(self, "meta", MappingProxyType(dict(self.meta)))
+        object.__setattr__(self, "deep", MappingProxyType(dict(self.deep)))
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Read-only mappings can't be pickled; they are made anew.
         tables = self.parameters, self.modules, self.signals
-        known = self.steps, dict(self.scalars), dict(self.meta), self.histograms
+        known = self.steps, dict(self.scalars), dict(self.meta), self.histograms, dict(self.deep)
         return Run, (*tables, *known)
 
     @property

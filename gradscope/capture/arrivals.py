@@ -8,6 +8,7 @@ from torch import Tensor
 
 from gradscope.capture import blindspots, compiled, statistics
 from gradscope.capture.context import adds_to_gradients
+from gradscope.capture.deep import OutputSamples
 from gradscope.capture.entities import Roster
 from gradscope.capture.guard import OUTPUTS, Guard
 from gradscope.capture.hooks import Hooks, on_gradient
@@ -21,11 +22,19 @@ _HALF = frozenset({torch.float16, torch.bfloat16})
 class Arrivals:
     """Which outputs await a gradient, which got one, and why others did not."""
 
-    def __init__(self, roster: Roster, guard: Guard, scaling: LossScaling, sequences: Uses) -> None:
+    def __init__(
+        self,
+        roster: Roster,
+        guard: Guard,
+        scaling: LossScaling,
+        sequences: Uses,
+        samples: OutputSamples,
+    ) -> None:
         self._roster = roster
         self._guard = guard
         self._scaling = scaling
         self._sequences = sequences
+        self._samples = samples
         self._rows: Rows | None = None
         self._leaf_hooks = Hooks(self)
         # Table rows.
@@ -102,6 +111,7 @@ class Arrivals:
                 moments = self._scaling.unscaled(statistics.moments(gradient))
                 if tap.row is not None:
                     self._count_underflows(tap.rows, tap.row, gradient)
+                    self._samples.take_gradient(tap.rows, tap.row, gradient, self._scaling.scale)
             for what, entity in roles:
                 tap.rows.add(what, entity, moments)
 

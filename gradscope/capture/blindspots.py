@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 
+import torch
 from torch import nn
 
 WITHOUT_GRADIENTS = "it ran without gradients"
@@ -13,6 +14,14 @@ FUSED = "it is frozen and in evaluation mode, in a layer that torch runs as one 
 UNREGISTERED = "it is in a plain list or dict, and so no part of the model"
 
 # Of no module in particular: said of the run.
+OLD_TORCH = (
+    f"torch {torch.__version__} can't tell of modules inside torch.compile, 2.13 can: "
+    "their parameters are recorded, their outputs are not"
+)
+CUDA_GRAPHS = (
+    'CUDA graphs (mode="reduce-overhead") are replayed without Python; parameters are recorded, '
+    "with another mode of torch.compile module outputs would be, too"
+)
 IN_TRANSFORMS = "what runs inside torch.func transforms is not recorded"
 
 

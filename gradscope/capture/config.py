@@ -8,7 +8,7 @@ from typing import Literal, get_args
 from gradscope.capture.cadence import BUDGET
 from gradscope.errors import ConfigError, ConfigTypeError
 
-Level = Literal["parameters", "full"]
+Level = Literal["parameters", "full", "deep"]
 LEVELS: tuple[str, ...] = get_args(Level)
 
 
@@ -48,6 +48,16 @@ class CaptureConfig:
     def measures_updates(self) -> bool:
         """Whether updates are wanted, and the histograms that come with them."""
         return self.level != "parameters"
+
+    @property
+    def measures_outputs(self) -> bool:
+        """Whether outputs are wanted, and the gradients arriving there."""
+        return self.level != "parameters"
+
+    @property
+    def counts_everything(self) -> bool:
+        """Whether histograms are wanted of more than the gradients."""
+        return self.level == "deep"
 
     def selects(self, *names: str) -> bool:
         """Whether what has the qualified name, or several that apply to it, is to be watched."""

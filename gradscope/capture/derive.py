@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradscope.capture.statistics import MOMENTS, OCTAVES
-from gradscope.quantities import CATALOGUE, TableName
+from gradscope.quantities import CATALOGUE, MAGNITUDES, Magnitudes, TableName
 from gradscope.record import CountArray
 
 F64 = NDArray[np.float64]
@@ -17,6 +17,12 @@ What = Literal[
     "gradient",  # moments of a parameter's gradient
     "touched",  # rows of an embedding's gradient that are not zero, rows
     "magnitudes",  # sampled entries of a parameter's gradient per octave; subnormal; finite
+    # The same of the weight and of the update's sample, of the entries of a sample of outputs
+    # and of gradients arriving there.
+    "weight_magnitudes",
+    "update_magnitudes",
+    "output_magnitudes",
+    "output_gradient_magnitudes",
     "weight",  # Σw² of the finite entries, their number
     # Σ Δw², Σ g·Δw, Σ g², number of the sampled coordinates; number and unchanged of those with
     # a gradient other than zero; entries / sampled
@@ -65,14 +71,24 @@ def tables(
         }
 
 
-def histograms(rows: RowsByKind, parameters: int) -> CountArray | None:
-    """Counts per octave of shape (parameters, octaves); None where no gradient was counted."""
-    if "magnitudes" not in rows:
-        return None
-    entities, counted = merge_sums(rows["magnitudes"])
-    counts = np.zeros((parameters, OCTAVES), np.uint32)
-    counts[entities] = counted[:, :OCTAVES]
-    return counts
+_COUNTED: Mapping[Magnitudes, What] = {
+    "grad": "magnitudes",
+    "weight": "weight_magnitudes",
+    "update": "update_magnitudes",
+    "output": "output_magnitudes",
+    "output_grad": "output_gradient_magnitudes",
+}
+
+
+def histograms(rows: RowsByKind, sizes: Mapping[TableName, int]) -> dict[Magnitudes, CountArray]:
+    """Counts per octave of shape (entities, octaves), of all that was counted."""
+    found = {}
+    for of, what in _COUNTED.items():
+        if what in rows:
+            entities, counted = merge_sums(rows[what])
+            found[of] = counts = np.zeros((sizes[MAGNITUDES[of]], OCTAVES), np.uint32)
+            counts[entities] = counted[:, :OCTAVES]
+    return found
 
 
 # Per quantity: the entities it is known for, and its values.

@@ -28,7 +28,7 @@ def described(
         "criterion": None if criterion is None else type(criterion).__name__,
         "cadence": describe(config.every, config.budget),
         "level": config.level,
-        "sampling": sampling(known),
+        "sampling": sampling(known, config),
         "loss_is_progress": config.loss_is_progress,
         "created": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         "versions": {

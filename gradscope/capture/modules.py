@@ -8,9 +8,12 @@ from torch import Tensor, nn
 
 from gradscope.capture import blindspots, compiled, statistics
 from gradscope.capture.arrivals import Arrivals
+from gradscope.capture.aside import SetAside
 from gradscope.capture.compiled import AwaitedGradients, Inlet, Place
 from gradscope.capture.config import CaptureConfig
-from gradscope.capture.context import is_set_apart, is_transformed, last_node, replayed_node
+from gradscope.capture.context import is_set_apart, is_transformed
+from gradscope.capture.deep import OutputSamples
+from gradscope.capture.derive import What
 from gradscope.capture.entities import Roster, watched_modules
 from gradscope.capture.functional import FunctionalTaps
 from gradscope.capture.guard import OUTPUTS, Guard
@@ -21,6 +24,11 @@ from gradscope.capture.recurrent import TimeGradients
 from gradscope.capture.scaling import LossScaling
 from gradscope.capture.units import Units
 from gradscope.capture.uses import MOST_USES, Use, Uses
+
+# What the gradient of an output adds to a step's rows.
+_ARRIVING: frozenset[What] = frozenset(
+    {"output_gradient", "underflow", "output_gradient_magnitudes"}
+)
 
 
 class ModuleTaps:
@@ -60,22 +68,20 @@ class ModuleTaps:
         self._units = Units(config)
         # Of the step being recorded, for the coverage: table rows.
         self._ran_modules: set[nn.Module] = set()
-        # What ran without gradients in a forward that began with them: measured, and kept
-        # aside until a replay shows that a checkpoint did it, and not a no_grad block. With the
-        # number of the node that was made last: in a checkpoint, its own.
-        self._aside: dict[tuple[nn.Module, int], list[tuple[int, Rows]]] = {}
+        self._aside = SetAside()
         self._in_forward = False
         self._ran: set[int] = set()
         self._unmeasured: dict[nn.Module, str] = {}
         self._unregistered: dict[str, str] | None = None
-        self._arrivals = Arrivals(roster, guard, scaling, self._sequences)
+        self._samples = OutputSamples(guard, wanted=config.counts_everything)
+        self._arrivals = Arrivals(roster, guard, scaling, self._sequences, self._samples)
 
     def arm(self, rows: Rows) -> None:
         """Hook the modules: what they return goes to `rows`."""
         self._rows = rows
         self._arrivals.begin(rows)
         self._ran, self._ran_modules = set(), set()
-        self._aside, self._unmeasured = {}, {}
+        self._aside, self._unmeasured = SetAside(), {}
         self._awaited = AwaitedGradients()
         self._listening = True
         self.time.arm(rows)
@@ -116,7 +122,7 @@ class ModuleTaps:
 
     def _note_trace(self, why_not: str | None) -> None:
         if why_not == compiled.OLD_TORCH:
-            self._say_blind()
+            self._guard.say(OUTPUTS, blindspots.OLD_TORCH)
             return
         self._keep_hooks()
         if why_not is not None:
@@ -128,13 +134,6 @@ class ModuleTaps:
         if not self._stay:
             self._stay = True
             self._hook_modules()
-
-    def _say_blind(self) -> None:
-        message = (
-            f"torch {torch.__version__} can't tell of modules inside torch.compile, 2.13 can: "
-            "their parameters are recorded, their outputs are not"
-        )
-        self._guard.say(OUTPUTS, message)
 
     def note_transform(self) -> None:
         """A watched module runs outside of training's own forward: inside a transform, maybe."""
@@ -198,6 +197,7 @@ class ModuleTaps:
         self.disarm()
         self.time.finish()
         self._sequences.complete(self._rows)
+        self._samples.count()
         if self._rows is not None:
             self._leave_out_uncertain(self._rows)
             self.reach_compiled()
@@ -217,7 +217,7 @@ class ModuleTaps:
             rows.entries = [
                 entry
                 for entry in rows.entries
-                if entry[0] not in {"output_gradient", "underflow"} or entry[1] not in uncertain
+                if entry[0] not in _ARRIVING or entry[1] not in uncertain
             ]
             self._arrivals.seen -= uncertain
 
@@ -233,10 +233,11 @@ class ModuleTaps:
     def release(self) -> None:
         """Let go of the step that is recorded."""
         self.disarm()
+        self._samples.forget()
         self._arrivals.end()
         self.time.finish()
         self._sequences.complete(None)
-        self._rows, self._aside, self._awaited = None, {}, AwaitedGradients()
+        self._rows, self._aside, self._awaited = None, SetAside(), AwaitedGradients()
 
     def coverage(self) -> dict[str, object]:
         """Of the recorded step: modules and gradients that were expected, and those seen."""
@@ -244,6 +245,7 @@ class ModuleTaps:
         expected, seen = self._arrivals.expected, self._arrivals.seen
         silent = self._roster.module_names(expected - seen)
         late = self._arrivals.reasons(silent)
+        aside = self._roster.module_names(self._aside.table_rows() - self._ran)
         return {
             "expected": len(self._names),
             "seen": len(self._names) - len(never),
@@ -254,14 +256,10 @@ class ModuleTaps:
             "reasons": {
                 **(self._unregistered or {}),
                 **{self._names[module]: why for module, why in self._unmeasured.items()},
-                **dict.fromkeys(self._set_aside().values(), blindspots.WITHOUT_GRADIENTS),
+                **dict.fromkeys(aside.values(), blindspots.WITHOUT_GRADIENTS),
                 **{name: late[row] for row, name in silent.items()},
             },
         }
-
-    def _set_aside(self) -> dict[int, str]:
-        rows = {row for entries in self._aside.values() for row, _ in entries}
-        return self._roster.module_names(rows - self._ran)
 
     def _before(self, module: nn.Module, args: object, kwargs: object) -> None:
         del args, kwargs
@@ -280,11 +278,7 @@ class ModuleTaps:
         if not self._listening:
             return
         if output is None:
-            reason = (
-                'CUDA graphs (mode="reduce-overhead") are replayed without Python; parameters are '
-                "recorded, with another mode of torch.compile module outputs would be, too"
-            )
-            self._guard.disable(OUTPUTS, reason)
+            self._guard.disable(OUTPUTS, blindspots.CUDA_GRAPHS)
         else:
             self._guard.run(OUTPUTS, self._see, module, None, output, place if awaited else None)
 
@@ -323,7 +317,7 @@ class ModuleTaps:
         elif row is not None:
             aside = Rows()
             self._measure(aside, row, module, output)
-            self._aside.setdefault((module, last_node()), []).append((row, aside))
+            self._aside.keep(module, row, aside)
 
     def _row(self, module: nn.Module, use: int, output: Tensor) -> int | None:
         """The row of this use, if it has one to itself."""
@@ -360,11 +354,9 @@ class ModuleTaps:
 
     def _see_replay(self, rows: Rows, module: nn.Module, output: Tensor) -> None:
         """A re-entrant checkpoint repeats what ran without gradients: now they will come."""
-        node = replayed_node()
-        waiting = None if node is None else self._aside.get((module, node))
-        if waiting:
-            # The one that ran first is repeated first.
-            row, aside = waiting.pop(0)
+        self._samples.count()
+        if (known := self._aside.replayed(module)) is not None:
+            row, aside = known
             if torch.is_grad_enabled():
                 rows.entries += aside.entries
                 self._await_gradient(rows, row, output, None)
@@ -378,6 +370,7 @@ class ModuleTaps:
             return
         with torch.no_grad():
             rows.add("output", row, statistics.moments(output))
+            self._samples.take_output(rows, row, output)
             self._units.measure_call(rows, row, output, limits, has_units=has_units)
         self._await_gradient(rows, row, output, None)
 
@@ -406,6 +399,7 @@ class ModuleTaps:
         moments = statistics.moments(output)
         if row is not None:
             rows.add("output", row, moments)
+            self._samples.take_output(rows, row, output)
             if not output.is_sparse:
                 self._units.measure(rows, row, module, output)
         return moments

@@ -54,12 +54,15 @@ class ParameterReader:
         self._guard = guard
         self._rows = rows
         self._samples = samples
+        # Whether histograms of weights and updates are wanted, too.
+        self._deep = False
         self._roster = roster
         self._known = roster.parameters
         if split_only:
             self._known = {key: entry for key, entry in self._known.items() if groups(entry[1])}
         self._embeddings = roster.embeddings
         if samples is not None:
+            self._deep = samples.count_everything
             samples.fit(parameter for _, parameter in self._known.values())
         self._read: set[int] = set()
         self._missing: set[int] = set()
@@ -129,7 +132,7 @@ class ParameterReader:
     def _forget(self, again: set[int]) -> None:
         if not again:
             return
-        kinds = {"gradient", "touched", "magnitudes", "weight"}
+        kinds = {"gradient", "touched", "magnitudes", "weight", "weight_magnitudes"}
         kept = [e for e in self._rows.entries if not (e[0] in kinds and e[1] in again)]
         self._rows.entries = kept
         self._pending = [entry for entry in self._pending if entry.row not in again]
@@ -197,18 +200,31 @@ class ParameterReader:
 
     def _count(self, read: Sequence[_Pending]) -> None:
         """The histograms of the gradients, from the copies that the updates need anyway."""
-        alike: dict[tuple[torch.device, torch.dtype], list[_Pending]] = {}
-        for entry in read:
-            key = (entry.gradient.device, entry.gradient.dtype)
-            alike.setdefault(key, []).append(entry)
-        for same in alike.values():
-            counted = statistics.magnitudes(entry.gradient for entry in same)
-            for entry, counts in zip(same, counted, strict=True):
-                if not entry.in_own_dtype:
-                    counts[-2] = torch.nan
-                skipped = entry.skipped
-                kept = counts if skipped is None else counts * ~beside(skipped, counts)
-                self._rows.add("magnitudes", entry.row, kept)
+        counted = statistics.magnitudes_of([entry.gradient for entry in read])
+        for entry, counts in zip(read, counted, strict=True):
+            if not entry.in_own_dtype:
+                counts[-2] = torch.nan
+            self._rows.add("magnitudes", entry.row, _unless_skipped(entry, counts))
+        if self._deep:
+            whole = self._whole(read)
+            counted = statistics.magnitudes_of([entry.before for entry in whole])
+            for entry, counts in zip(whole, counted, strict=True):
+                self._rows.add("weight_magnitudes", entry.row, counts)
+
+    def _whole(self, among: Sequence[_Pending]) -> list[_Pending]:
+        """Those that no other process holds a part of."""
+        whole = [entry for entry in among if not groups(entry.parameter)]
+        if len(whole) < len(among):
+            message = "no histograms of weights and updates of parameters split over processes"
+            self._guard.say(HISTOGRAMS, message, aloud=False)
+        return whole
+
+    def _count_updates(self, changes: Sequence[tuple[_Pending, Tensor]]) -> None:
+        whole = {entry.row for entry in self._whole([entry for entry, _ in changes])}
+        kept = [(entry, change) for entry, change in changes if entry.row in whole]
+        counted = statistics.magnitudes_of([change for _, change in kept])
+        for (entry, _), counts in zip(kept, counted, strict=True):
+            self._rows.add("update_magnitudes", entry.row, _unless_skipped(entry, counts))
 
     def updates(self, parameters: Iterable[Tensor] | None = None) -> None:
         """What the step changed, of these parameters (None: of all that were read)."""
@@ -220,6 +236,7 @@ class ParameterReader:
             self._pending = [e for e in self._pending if id(e.parameter) not in wanted]
         else:
             self._pending = []
+        changes = []
         for entry in ended:
             after = statistics.plain(entry.parameter)
             if entry.coordinates is not None:
@@ -233,6 +250,22 @@ class ParameterReader:
             else:
                 unknown = products.masked_fill(beside(skipped, products), torch.nan)
                 self._rows.add("update", entry.row, unknown, scale)
+            if self._deep:
+                changes.append((entry, _difference(after, entry.before)))
+        if changes:
+            self._guard.run(HISTOGRAMS, self._count_updates, changes)
+
+
+def _difference(after: Tensor, before: Tensor) -> Tensor:
+    """In no less than single precision, where that of half precision is exact."""
+    if after.dtype.itemsize < torch.float32.itemsize:
+        return after.to(torch.float32) - before.to(torch.float32)
+    return after - before
+
+
+def _unless_skipped(entry: _Pending, counts: Tensor) -> Tensor:
+    """The counts; none where the optimizer leaves the parameter as it is."""
+    return counts if entry.skipped is None else counts * ~beside(entry.skipped, counts)
 
 
 def _batches(

@@ -29,7 +29,7 @@ from gradscope.capture.widening import widened
 from gradscope.log import schema
 from gradscope.log.scalars import layer_scalars, pulse_scalars, table_scalars
 from gradscope.log.writer import RunWriter
-from gradscope.quantities import TableName
+from gradscope.quantities import Magnitudes, TableName
 from gradscope.record import CountArray
 
 F64 = NDArray[np.float64]
@@ -334,17 +334,18 @@ class Recorder:
         packet = transfer.packet
         steps = [pulse.step for pulse in packet.pulses]
         tables: dict[TableName, NDArray[np.float32]] = {}
-        counts: CountArray | None = None
+        counts: dict[Magnitudes, CountArray] = {}
         scalars = pulse_scalars(pulses, packet.shown.user_tags)
         if packet.rows is not None:
             tables = derive.tables(rows, packet.rows.flags, packet.sizes)
-            counts = derive.histograms(rows, packet.sizes["parameters"])
+            counts = derive.histograms(rows, packet.sizes)
             scalars |= table_scalars(tables)
             scalars |= layer_scalars(tables["parameters"], packet.shown.layers)
-        histograms = None if counts is None else (LOWEST_OCTAVE, counts)
+        histograms = (LOWEST_OCTAVE, counts)
         self._writer.step(packet.step, tables, scalars, _pulse_rows(steps, pulses), histograms)
-        if counts is not None and packet.shown.histograms:
-            self._writer.show(packet.step, _histograms_shown(counts, packet.shown.histograms))
+        if "grad" in counts and packet.shown.histograms:
+            shown = _histograms_shown(counts["grad"], packet.shown.histograms)
+            self._writer.show(packet.step, shown)
 
 
 def _histograms_shown(counts: CountArray, rows: Mapping[str, int]) -> list[schema.Value]:

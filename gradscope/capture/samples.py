@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from gradscope.capture import statistics
+from gradscope.capture.config import CaptureConfig
 from gradscope.capture.shards import local
+from gradscope.capture.statistics import SAMPLE
 
 # The relative error of a norm from m coordinates is about 1/√(2m): 1.1 % for evenly sized ones.
 LARGEST_SAMPLE = 4_096
@@ -36,16 +38,22 @@ def _measured(numel: int, size: int) -> int:
     return numel if numel <= _EXACT * size else size
 
 
-def sampling(parameters: Iterable[Tensor]) -> str | None:
+def sampling(parameters: Iterable[Tensor], config: CaptureConfig) -> str | None:
     """What is measured on a sample, in words; None where nothing is."""
     known = list(parameters)
     size = sample_size(known)
-    if all(entries(parameter) <= _EXACT * size for parameter in known):
-        return None
-    return (
-        f"updates and histograms of parameters above {_EXACT * size:,} entries, "
-        f"on a fixed sample of {size:,}"
-    )
+    said = []
+    if any(entries(parameter) > _EXACT * size for parameter in known):
+        said.append(
+            f"updates and histograms of parameters above {_EXACT * size:,} entries, "
+            f"on a fixed sample of {size:,}"
+        )
+    if config.counts_everything:
+        said.append(
+            f"histograms of outputs and of gradients arriving there from {2 * SAMPLE:,} entries "
+            f"on, on evenly spaced ones, no fewer than {SAMPLE:,}"
+        )
+    return "; ".join(said) or None
 
 
 def entries(parameter: Tensor) -> int:
@@ -56,7 +64,9 @@ def entries(parameter: Tensor) -> int:
 class CoordinateSamples:
     """A fixed sample of coordinates for each size of large tensors."""
 
-    def __init__(self) -> None:
+    def __init__(self, config: CaptureConfig) -> None:
+        # Whether histograms are wanted of more than the gradients.
+        self.count_everything = config.counts_everything
         self._size = LARGEST_SAMPLE
         self._by_numel: dict[tuple[int, torch.device], Tensor] = {}
 

@@ -76,7 +76,7 @@ class LossScaling:
     # Of the scaler's state only what makes the host wait has a public name.
 
     @property
-    def _scale(self) -> Tensor | None:
+    def scale(self) -> Tensor | None:
         """The scale as it is now; None before the first loss is scaled."""
         return None if self._scaler is None else self._scaler._scale  # noqa: SLF001
 
@@ -88,7 +88,7 @@ class LossScaling:
         self._states = self._scaler._per_optimizer_states  # noqa: SLF001
         self._asked_before = self._asked()
         initial: float = self._scaler._init_scale  # noqa: SLF001
-        scale = self._scale
+        scale = self.scale
         pulse.add("loss_scale", initial if scale is None else widened(scale))
 
     def left_to(self, optimizer: Optimizer, pulse: Pulse) -> Deferred:
@@ -121,12 +121,12 @@ class LossScaling:
 
     def unscaled(self, moments: Tensor) -> Tensor:
         """The moments of a gradient that arrives now, of the loss as it was before scaling."""
-        scale = self._scale
+        scale = self.scale
         return moments if scale is None else unscaled(moments, scale)
 
     def clipping_scale(self) -> Tensor | None:
         """The scale where the user clips gradients that are still multiplied by it."""
-        if self._scaler is None or self._scale is None:
+        if self._scaler is None or self.scale is None:
             return None
         states = self._scaler._per_optimizer_states.values()  # noqa: SLF001
         if any(state["stage"] is OptState.UNSCALED for state in states):
@@ -136,11 +136,11 @@ class LossScaling:
             "call scaler.unscale_(optimizer) before it"
         )
         self._guard.say("clipping", message)
-        return self._scale
+        return self.scale
 
     def label(self) -> None:
         """Within a step: say that output gradients are scaled if the scale is not known."""
-        if self._scale is None and called_by_grad_scaler():
+        if self.scale is None and called_by_grad_scaler():
             message = (
                 "output gradients are multiplied by the GradScaler's scale, parameters' are not; "
                 "watch(scaler=...) unscales both"

@@ -30,7 +30,7 @@ _CHUNK = 65_536
 _LARGE_CHUNK = 4_194_304
 
 # The standard error of a share is at most half a percent.
-_SAMPLE = 8_192
+SAMPLE = 8_192
 
 _F64 = torch.float64
 
@@ -54,13 +54,18 @@ def real_entries(tensor: Tensor) -> int:
     return tensor.numel() * (2 if tensor.is_complex() else 1)
 
 
-def underflows(tensor: Tensor) -> Tensor:
-    """(subnormal entries, finite entries) of an evenly spaced sample: of shape (2,)."""
+def evenly_spaced(tensor: Tensor) -> Tensor:
+    """A sample of the flat tensor's entries, not copied: at least SAMPLE, or all."""
     flat = plain(tensor)
     # Odd: no power of two that a shape is made of divides it.
-    sample = flat[:: flat.numel() // _SAMPLE | 1]
+    return flat[:: flat.numel() // SAMPLE | 1]
+
+
+def underflows(tensor: Tensor) -> Tensor:
+    """(subnormal entries, finite entries) of an evenly spaced sample: of shape (2,)."""
+    sample = evenly_spaced(tensor)
     size = sample.abs()
-    lost = (size > 0) & (size < torch.finfo(flat.dtype).tiny)
+    lost = (size > 0) & (size < torch.finfo(sample.dtype).tiny)
     return widened(torch.stack([lost.sum(), torch.isfinite(size).sum()]))
 
 
@@ -260,6 +265,17 @@ def magnitudes(tensors: Iterable[Tensor]) -> Tensor:
     are subnormal, and how many finite. All on one device, and of one dtype.
     """
     return torch.cat([_count_octaves(batch) for batch in _batches(tensors)])
+
+
+def magnitudes_of(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Those of each flat tensor, as `magnitudes` has them, whatever their devices and dtypes."""
+    alike: dict[tuple[torch.device, torch.dtype], list[int]] = {}
+    for place, tensor in enumerate(tensors):
+        alike.setdefault((tensor.device, tensor.dtype), []).append(place)
+    rows: dict[int, Tensor] = {}
+    for places in alike.values():
+        rows |= zip(places, magnitudes(tensors[place] for place in places), strict=True)
+    return [rows[place] for place in range(len(tensors))]
 
 
 def _batches(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:

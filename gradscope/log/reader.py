@@ -17,7 +17,7 @@ from tensorboard.compat.proto import event_pb2
 from gradscope.errors import LogError, LogVersionError, NoRunError
 from gradscope.log import framing, schema
 from gradscope.log.writer import Continuation, known_quantities, run_files
-from gradscope.quantities import CATALOGUE, TableName
+from gradscope.quantities import CATALOGUE, MAGNITUDES, Magnitudes, TableName
 from gradscope.record import (
     Entity,
     Histograms,
@@ -48,7 +48,9 @@ class _Collected:
     )
     # The exponent of the first bin and the number of bins; packed counts by step.
     bins: tuple[int, int] | None = None
-    counts: dict[int, bytes] = field(default_factory=dict)
+    counts: dict[Magnitudes, dict[int, bytes]] = field(
+        default_factory=lambda: {of: {} for of in MAGNITUDES}
+    )
     pulses: list[tuple[list[str], NDArray[np.float64]]] = field(default_factory=list)
     coverage: dict[str, Any] = field(default_factory=dict)
     problems: list[dict[str, Any]] = field(default_factory=list)
@@ -56,6 +58,7 @@ class _Collected:
 
 
 _TABLE_OF_TAG = {tag: table for table, tag in schema.TABLES.items()}
+_MAGNITUDES_OF_TAG = {tag: of for of, tag in schema.COUNTS.items()}
 
 
 def load(log_dir: str | PathLike[str]) -> Run:
@@ -194,7 +197,7 @@ def _take(found: _Collected, step: int, value: schema.Value, path: Path) -> None
             raise ValueError(message)
         quantities = len(found.header["quantities"][table])
         found.tables[table][step] = schema.read_table(value, quantities)
-    elif value.tag == schema.HISTOGRAMS:
+    elif value.tag in _MAGNITUDES_OF_TAG:
         _take_counts(found, step, value)
     elif value.tag == schema.PULSE:
         columns, rows = schema.read_pulse(value)
@@ -232,7 +235,7 @@ def _take_counts(found: _Collected, step: int, value: schema.Value) -> None:
         message = f"histograms of {bins} bins from {lowest} on, in a run with {found.bins}"
         raise ValueError(message)
     found.bins = (lowest, bins)
-    found.counts[step] = packed
+    found.counts[_MAGNITUDES_OF_TAG[value.tag]][step] = packed
 
 
 def _header(header: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -274,7 +277,8 @@ def _run(folder: Path | None, found: _Collected) -> Run:
         steps=steps,
         scalars=scalars,
         meta=meta,
-        histograms=_histograms(found),
+        histograms=_histograms(found, "grad"),
+        deep={of: _histograms(found, of) for of in MAGNITUDES if of != "grad" and found.counts[of]},
     )
 
 
@@ -306,14 +310,15 @@ def _table(
     )
 
 
-def _histograms(found: _Collected) -> Histograms:
-    if found.bins is None:
+def _histograms(found: _Collected, of: Magnitudes) -> Histograms:
+    counted = found.counts[of]
+    if found.bins is None or not counted:
         return no_histograms()
     lowest, bins = found.bins
-    known = found.entities["parameters"]
+    known = found.entities[MAGNITUDES[of]]
     rows = sorted(known)
-    steps = sorted(found.counts)
-    packed = [found.counts[step] for step in steps]
+    steps = sorted(counted)
+    packed = [counted[step] for step in steps]
     if rows != list(range(len(rows))):
         # A lost record of entities must not shift the names of later rows.
         packed = [_named_rows(counts, bins, rows) for counts in packed]

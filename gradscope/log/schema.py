@@ -24,7 +24,7 @@ from tensorboard.compat.proto import (
 )
 from tensorboard.plugins.custom_scalar import layout_pb2
 
-from gradscope.quantities import TableName
+from gradscope.quantities import MAGNITUDES, Magnitudes, TableName
 from gradscope.record import CountArray, pack_counts
 
 # 1: the first. 2: tables without the quantities that were not measured of anything.
@@ -42,7 +42,11 @@ ENTITIES = "gradscope/entities"
 PULSE = "gradscope/pulse"
 PROBLEM = "gradscope/problem"
 COVERAGE = "gradscope/coverage"
-HISTOGRAMS = "gradscope/histograms"
+_HISTOGRAMS = "gradscope/histograms"
+# Those of gradients were there first.
+COUNTS: dict[Magnitudes, str] = {
+    of: _HISTOGRAMS if of == "grad" else f"{_HISTOGRAMS}/{of}" for of in MAGNITUDES
+}
 # JSON, which is of no step: numbered by a sequence of their own.
 NUMBERED = frozenset({HEADER, RESUMED, ENTITIES, PROBLEM, COVERAGE})
 # For TensorBoard alone.
@@ -141,10 +145,10 @@ def read_pulse(value: Value) -> tuple[list[str], NDArray[np.float64]]:
     return columns, read_array(value)
 
 
-def counts_value(lowest: int, counts: CountArray) -> Value:
-    """Counts (parameters × bins) by octaves; `lowest` is the exponent of the first bin."""
+def counts_value(lowest: int, counts: CountArray, of: Magnitudes = "grad") -> Value:
+    """Counts (entities × bins) by octaves; `lowest` is the exponent of the first bin."""
     bins = {"lowest": lowest, "bins": counts.shape[1]}
-    return _string_value(HISTOGRAMS, pack_counts(counts), PLUGIN, json.dumps(bins).encode())
+    return _string_value(COUNTS[of], pack_counts(counts), PLUGIN, json.dumps(bins).encode())
 
 
 def read_counts(value: Value) -> tuple[int, int, bytes]:

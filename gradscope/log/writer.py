@@ -14,7 +14,7 @@ from tensorboard.compat.proto import event_pb2, summary_pb2
 
 from gradscope.errors import LogError
 from gradscope.log import framing, lock, schema
-from gradscope.quantities import CATALOGUE, TableName
+from gradscope.quantities import CATALOGUE, Magnitudes, TableName
 from gradscope.record import CountArray, Entity
 
 
@@ -139,18 +139,19 @@ class RunWriter:
         tables: Mapping[TableName, NDArray[np.float32]],
         scalars: Mapping[str, float],
         pulse: tuple[Sequence[str], NDArray[np.float64]] | None,
-        histograms: tuple[int, CountArray] | None = None,
+        histograms: tuple[int, Mapping[Magnitudes, CountArray]] | None = None,
     ) -> None:
         """One event: the tables of a step (quantities × entities), TensorBoard scalars, pulse.
 
-        histograms: the exponent of the first bin, and the counts (parameters × bins).
+        histograms: the exponent of the first bin, and the counts (entities × bins) of each kind.
         """
         values = [schema.table_value(name, array) for name, array in tables.items()]
         values += [schema.scalar_value(tag, number) for tag, number in scalars.items()]
         if pulse is not None:
             values.append(schema.pulse_value(*pulse))
         if histograms is not None:
-            values.append(schema.counts_value(*histograms))
+            lowest, counted = histograms
+            values += [schema.counts_value(lowest, counts, of) for of, counts in counted.items()]
         self._event(step, values)
 
     def problem(self, step: int, part: str, message: str) -> None:

@@ -116,8 +116,7 @@ REFUSED: dict[str, Refused] = {
         ("resume=True", "log_dir"),
     ),
     "resume is a folder": ({"resume": "runs/first"}, TypeError, ("runs/first", "True or False")),
-    "level deep": ({"level": "deep"}, ConfigError, ("level='deep'", "parameters", "full")),
-    "level unknown": ({"level": "ful"}, ConfigError, ("level='ful'", "parameters", "full")),
+    "level unknown": ({"level": "ful"}, ConfigError, ("level='ful'", "parameters, full, deep")),
     "include is a number": ({"include": [3]}, TypeError, ("include=[3]", "pattern")),
     "include is no sequence": ({"include": 3}, TypeError, ("include=3", "pattern")),
     "include matches nothing": (
@@ -157,14 +156,14 @@ def test_is_refused(case: str, model: nn.Module, tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("level", ["parameters", "full"])
-def test_both_levels_are_accepted(level: str, model: nn.Module, tmp_path: Path) -> None:
+@pytest.mark.parametrize("level", ["parameters", "full", "deep"])
+def test_all_levels_are_accepted(level: str, model: nn.Module, tmp_path: Path) -> None:
     optimizer = sgd(model)
     with watch(model, optimizer, log_dir=tmp_path, every=1, level=level) as scope:
         train(model, optimizer, 2)
         run = scope.run()
     assert (run.parameters["grad_norm"] > 0).all()
-    assert bool(run.modules.names) == (level == "full")
+    assert bool(run.modules.names) == (level != "parameters")
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from gradscope.log.writer import RunWriter, run_files
-from gradscope.quantities import CATALOGUE, TableName
+from gradscope.quantities import CATALOGUE, Magnitudes, TableName
 from gradscope.record import CountArray, Entity
 
 LoadedTable = NDArray[np.float32]
@@ -46,10 +46,10 @@ def small_run(tmp_path: Path) -> Path:
             for table in CATALOGUE:
                 writer.entities(table, [entity(f"{table}.{count}", count)])
         tables = {table: values(step, table, count) for table in CATALOGUE}
-        histograms = (LOWEST, counts(step, count))
+        counted: dict[Magnitudes, CountArray] = {"grad": counts(step, count)}
         pulse = np.array([[float(step), step / 10]])
         writer.step(
-            step, tables, {"training/loss": step / 10}, (["step", "loss"], pulse), histograms
+            step, tables, {"training/loss": step / 10}, (["step", "loss"], pulse), (LOWEST, counted)
         )
     writer.problem(3, "part", "something")
     writer.close()

@@ -33,7 +33,7 @@ def written(folder: Path, steps: dict[int, CountArray], lowest: int = -112) -> R
         if new:
             writer.entities("parameters", new)
         known = max(known, len(rows))
-        writer.step(step, {}, {}, None, (lowest, rows))
+        writer.step(step, {}, {}, None, (lowest, {"grad": rows}))
     writer.close()
     return load(folder)
 
@@ -68,7 +68,7 @@ def test_step_that_is_written_twice_counts_as_it_was_last(tmp_path: Path) -> Non
     writer = RunWriter(tmp_path, {})
     writer.entities("parameters", [entity("w")])
     for seed in (1, 2):
-        writer.step(7, {}, {}, None, (LOWEST, counts(seed, 1)))
+        writer.step(7, {}, {}, None, (LOWEST, {"grad": counts(seed, 1)}))
     writer.close()
     run = load(tmp_path)
     assert run.histograms.steps.tolist() == [7]
@@ -108,7 +108,7 @@ def test_lost_entities_do_not_shift_the_names(tmp_path: Path) -> None:
 def test_counts_of_unknown_parameters_are_passed_over(tmp_path: Path) -> None:
     writer = RunWriter(tmp_path, {})
     writer.entities("parameters", [entity("w")])
-    writer.step(0, {}, {}, None, (LOWEST, counts(0, 3)))
+    writer.step(0, {}, {}, None, (LOWEST, {"grad": counts(0, 3)}))
     writer.close()
     assert load(tmp_path).histograms.at(0).tolist() == [[0, 1, 2, 3]]
 
