@@ -1,4 +1,4 @@
-// How the entries of gradients spread over magnitudes: a ridge per layer, or per step.
+// How the entries of tensors spread over magnitudes: a ridge per layer, or per step.
 
 import { labelledRows, linearTicks } from "./axes.js";
 import { color } from "./colormap.js";
@@ -14,9 +14,9 @@ const LOG2 = Math.log10(2);
 /**
  * Draw the ridges in `host`.
  *
- * `spread`: `layers` (names), `steps`, `lowest` (the exponent of two at which the first bin
+ * `spread`: `symbol` (what the magnitude is of), `layers` (names), `steps`, `lowest` (the exponent of two at which the first bin
  * begins), `bins` and `roots` (Uint8Array, layers × steps × bins: 255 times the root of the share
- * of entries in the octave) and `unmeasured` (Uint8Array, layers × steps: 1 where no gradient was
+ * of entries in the octave) and `unmeasured` (Uint8Array, layers × steps: 1 where nothing was
  * read); `range` (exponents of two, to share one scale between pictures).
  */
 export function ridgelines(host, spread, step) {
@@ -50,7 +50,7 @@ class Ridgelines {
     this.bar.append(this.select);
     host.append(this.bar);
     this.surface = new Surface(host, {
-      label: "How many of a gradient's entries have which magnitude: a ridge per layer, or per step of one layer.",
+      label: "How many of a tensor's entries have which magnitude: a ridge per layer, or per step of one layer.",
       height: () => Math.max(LOWEST, Math.min(HIGHEST, SPACING * this.ridges().length + TOP + BOTTOM + 30)),
       draw: (...given) => this.draw(...given),
     });
@@ -169,7 +169,7 @@ class Ridgelines {
       context.fillRect(x, this.plot.y, 1, this.plot.height);
       write(context, power(exponent), x, foot + 12, { color: palette.muted, align: "center" });
     }
-    write(context, "|g|", this.plot.x + this.plot.width, foot + 29, { color: palette.muted, align: "right" });
+    write(context, this.spread.symbol, this.plot.x + this.plot.width, foot + 29, { color: palette.muted, align: "right" });
   }
 
   ridge(context, shares, y, highest, fill, palette) {

@@ -184,6 +184,10 @@ def fsdp_compiled(place: Place) -> Result:
     return _followed(place, training)
 
 
+def fsdp_deep(place: Place) -> Result:
+    return _followed(place, fsdp(place), level="deep")
+
+
 def fsdp_accumulating(place: Place) -> Result:
     """Two micro-batches, of which the first is kept by each process for itself."""
     training = fsdp(place)
@@ -439,6 +443,7 @@ def scenarios(size: int) -> dict[str, Scenario]:
         *DDP,
         *SPLIT,
         "ddp_compiled",
+        "fsdp_deep",
         "fsdp_large",
         "sequence_parallel",
         *(FOUR if size == 4 else []),

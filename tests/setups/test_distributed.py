@@ -15,7 +15,7 @@ from tests.capture.reference import Numbers, assert_equal
 from tests.setups.distributed_scenarios import DDP, FOUR, SPLIT
 from tests.setups.processes import EVERYWHERE, Outcomes, devices
 from tests.setups.received import Arrived, assert_describes
-from tests.setups.sharded import STEPS, batch, net
+from tests.setups.sharded import BATCH, STEPS, batch, net
 from tests.setups.support import support
 
 
@@ -101,6 +101,21 @@ def test_histograms_count_every_entry_once(size: int, device: str, outcomes: Out
     moved = np.abs(counted - expected).sum()
     assert moved <= 0.01 * expected.sum()
     assert (counted.sum(-1) == expected.sum(-1)).all()
+
+
+@pytest.mark.parametrize(("size", "device"), EVERYWHERE)
+def test_split_parameters_have_no_histograms_of_their_own_part(
+    size: int, device: str, outcomes: Outcomes
+) -> None:
+    steps, _, folder = followed(outcomes, size, device, "fsdp_deep")
+    run = load(folder)
+    assert_equal(run.parameters, steps, rtol=1e-5)
+    assert set(run.deep) == {"output", "output_grad"}
+    # 10 entries for each sample of this process's share.
+    row = run.deep["output"].names.index("first")
+    assert run.deep["output"].at(0)[row].sum() == 10 * BATCH // size
+    said = "no histograms of weights and updates of parameters split over processes"
+    assert said in [problem["message"] for problem in run.meta["problems"]]
 
 
 @pytest.mark.parametrize(("size", "device"), EVERYWHERE)

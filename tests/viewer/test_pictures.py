@@ -254,6 +254,26 @@ def test_ridges_tell_what_was_not_measured_from_what_is_zero(open_page: Open) ->
     assert "of the entries" in told[5]
 
 
+def test_ridges_are_shown_of_all_that_was_counted(open_page: Open) -> None:
+    run = whole_run(noise(10, 6))
+    # Eight octaves higher than the gradients.
+    outputs = replace(
+        run.histograms, entities=run.modules.entities, lowest=run.histograms.lowest + 8
+    )
+    page = open_page(report_of(replace(run, deep={"output": outputs})))
+    choice = page.page.locator("#counted")
+    assert choice.locator("option").all_inner_texts() == ["gradients", "outputs"]
+    choice.select_option("outputs")
+    assert page.page.locator('[data-view="ridgelines"] canvas.gs-canvas').count() == 1
+    left, top, width, height = page.box("ridgelines")
+    told = set()
+    for x in np.linspace(0.2, 0.98, 120):
+        page.page.mouse.move(left + float(x) * width, top + 0.5 * height)
+        told.add(page.tooltip("ridgelines").partition("\n")[2])
+    assert any(said.startswith(f"{number(2.0**-24)} to ") for said in told)
+    assert page.complaints == []
+
+
 def test_the_tree_has_the_health_of_each_part(open_page: Open) -> None:
     run = whole_run(noise(30, 8))
     page = open_page(marked_report(run, row=5))

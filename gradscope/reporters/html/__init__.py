@@ -59,7 +59,7 @@ def render_side_by_side(reports: Sequence[Report]) -> str:
         runs=runs,
         drawable=bool(drawn),
         has_depth=any(run["profile"] for run in drawn),
-        has_spread=any(run["spread"] for run in drawn),
+        counted={spread["title"] for run in drawn for spread in run["spreads"]},
         data=_embedded(drawn),
         max_consequences=_MAX_CONSEQUENCES,
         sketch=sketch,

@@ -24,9 +24,8 @@ async function decoded(run) {
     await Promise.all(chart.series.map(async (series) => (series.values = await numbers(series.values))));
     if (chart.band) [chart.band.low, chart.band.high] = await Promise.all([numbers(chart.band.low), numbers(chart.band.high)]);
   }
-  if (run.spread) {
-    const { roots, unmeasured } = run.spread;
-    [run.spread.roots, run.spread.unmeasured] = await Promise.all([roots, unmeasured].map(counts));
+  for (const spread of run.spreads) {
+    [spread.roots, spread.unmeasured] = await Promise.all([spread.roots, spread.unmeasured].map(counts));
   }
   for (const layer of run.layers) layer.value ??= NaN;
   return { ...run, step: sharedStep() };
@@ -114,6 +113,25 @@ function showCharts(runs) {
   }
 }
 
+function showRidges(runs) {
+  const places = panels("ridgelines", runs, (run) => run.spreads.length);
+  const titles = [...new Set(runs.flatMap((run) => run.spreads.map((spread) => spread.title)))];
+  const select = document.querySelector("#counted");
+  select?.append(...titles.map((title) => new Option(title, title)));
+  let drawn = [];
+  const draw = () => {
+    drawn.forEach((picture) => picture.remove());
+    const title = select?.value ?? titles[0];
+    const found = places
+      .map((place) => ({ ...place, spread: place.run.spreads.find((spread) => spread.title === title) }))
+      .filter(({ spread }) => spread);
+    const range = extent(found.map(({ spread: { lowest, bins } }) => [lowest, lowest + bins]));
+    drawn = found.map(({ run, panel, spread }) => ridgelines(panel, { ...spread, range }, run.step));
+  };
+  select?.addEventListener("change", draw);
+  draw();
+}
+
 async function main() {
   const begun = performance.now();
   const runs = await Promise.all(JSON.parse(document.querySelector("#data").textContent).map(decoded));
@@ -127,10 +145,7 @@ async function main() {
     profile(panel, { ...run.profile, range }, run.step);
   }
   showCharts(runs);
-  const magnitudes = extent(runs.map((run) => run.spread).filter(Boolean).map(({ lowest, bins }) => [lowest, lowest + bins]));
-  for (const { run, panel } of panels("ridgelines", runs, (other) => other.spread)) {
-    ridgelines(panel, { ...run.spread, range: magnitudes }, run.step);
-  }
+  showRidges(runs);
   for (const { run, panel } of panels("tree", runs, (other) => other.layers.length)) {
     tree(panel, run.layers, (name) => focus(run, name));
   }

@@ -13,7 +13,7 @@ from gradscope.analysis.robust import median
 from gradscope.record import Table
 from gradscope.reporters.html.charts import charts
 from gradscope.reporters.html.grids import heatmaps, profile
-from gradscope.reporters.html.ridges import spread
+from gradscope.reporters.html.ridges import spreads
 from gradscope.reporters.wording import inert
 
 # The page stays below 3 MB: a number takes about two bytes in it.
@@ -28,7 +28,7 @@ def payload(report: Report, name: str, share: int = 1) -> dict[str, Any]:
         "heatmaps": list(heatmaps(report, _MAX_NUMBERS // share)),
         "profile": profile(report, _MAX_NUMBERS // share // 8),
         "charts": list(charts(report)) if len(run.steps) else [],
-        "spread": spread(report),
+        "spreads": spreads(report),
         "layers": _layers(report),
     }
 

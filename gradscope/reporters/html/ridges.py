@@ -1,12 +1,15 @@
 """Histograms as the page draws them: few enough layers and steps for a ridge each."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from gradscope.analysis.report import Report
 from gradscope.analysis.robust import Bools, measured
-from gradscope.record import Run, StepArray
+from gradscope.quantities import MAGNITUDES, Magnitudes
+from gradscope.record import Run, StepArray, Table
 from gradscope.reporters.figures.labels import MINOR_GROUPS, marked_rows
 from gradscope.reporters.html.arrays import compressed
 from gradscope.reporters.wording import inert
@@ -16,9 +19,36 @@ _MAX_RIDGES, _MAX_RIDGE_STEPS = 64, 40
 _VISIBLE = 0.002
 
 
-def spread(report: Report) -> dict[str, Any] | None:
-    """The histograms of the weights, at a few steps."""
-    histograms = report.run.histograms
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """What the counted entries are of, and the quantities of its table that say what was read."""
+
+    title: str
+    symbol: str
+    known: str
+    size: str
+
+
+_KINDS: Mapping[Magnitudes, _Kind] = {
+    "grad": _Kind("gradients", "|g|", "grad_nonfinite", "grad_norm"),
+    "weight": _Kind("weights", "|w|", "weight_norm", "weight_norm"),
+    "update": _Kind("updates", "|Δw|", "update_norm", "update_norm"),
+    "output": _Kind("outputs", "|y|", "output_nonfinite", "output_rms"),
+    "output_grad": _Kind(
+        "output gradients", "|∂L/∂y|", "output_grad_nonfinite", "output_grad_norm"
+    ),
+}
+
+
+def spreads(report: Report) -> list[dict[str, Any]]:
+    """Of everything that was counted."""
+    found = (_spread(report, of) for of in _KINDS)
+    return [made for made in found if made is not None]
+
+
+def _spread(report: Report, of: Magnitudes) -> dict[str, Any] | None:
+    """The histograms of the largest things, weights and not biases, at a few steps."""
+    histograms = report.run.histograms if of == "grad" else report.run.deep.get(of)
     if not histograms:
         return None
     marked = set(marked_rows(histograms.entities, report.findings))
@@ -44,8 +74,11 @@ def spread(report: Report) -> dict[str, Any] | None:
     first, last = max(0, int(seen[0]) - 1), min(histograms.bins, int(seen[-1]) + 2)
     # The root keeps small shares visible in a byte.
     roots = np.rint(255 * np.sqrt(shares[:, :, first:last])).astype(np.uint8)
-    uncounted = ~counts.any(axis=2) & _unmeasured(report.run, rows, histograms.steps[chosen])
+    unread = _unmeasured(report.run, of, rows, histograms.steps[chosen])
+    uncounted = ~counts.any(axis=2) & unread
     return {
+        "title": _KINDS[of].title,
+        "symbol": _KINDS[of].symbol,
         "layers": [inert(histograms.entities[row].name) for row in rows],
         "steps": histograms.steps[chosen].tolist(),
         "lowest": histograms.lowest + first,
@@ -55,13 +88,14 @@ def spread(report: Report) -> dict[str, Any] | None:
     }
 
 
-def _unmeasured(run: Run, rows: list[int], steps: StepArray) -> Bools:
-    """Layers × steps: where no gradient was read, or one that has entries was not counted."""
-    table = run.parameters
+def _unmeasured(run: Run, of: Magnitudes, rows: list[int], steps: StepArray) -> Bools:
+    """Layers × steps: where nothing was read, or what has entries was not counted."""
+    table: Table = getattr(run, MAGNITUDES[of])
+    kind = _KINDS[of]
     at = np.searchsorted(table.steps, steps)
-    unread = ~measured(table["grad_nonfinite"][at][:, rows])
+    unread = ~measured(table[kind.known][at][:, rows])
     # Sparse and large, or histograms were switched off.
-    unread |= table["grad_norm"][at][:, rows] > 0
+    unread |= table[kind.size][at][:, rows] > 0
     return unread.T
 
 
