@@ -119,8 +119,11 @@ def checked_budget(budget: object) -> float:
     if isinstance(budget, bool) or not isinstance(budget, (int, float)):
         message = f"budget={budget!r} is not a share of the training time, as 0.01"
         raise ConfigTypeError(message)
-    if not 0 < budget <= 1:
-        message = f"budget={budget!r} must be above 0 and at most 1: 0.01 is 1 % of the time"
+    if not 0 < budget < 1:
+        message = (
+            f"budget={budget!r} must be above 0 and below 1: 0.01 is 1 % of the training time, "
+            "every=1 records each step"
+        )
         raise ConfigError(message)
     return float(budget)
 

@@ -11,10 +11,10 @@ from gradscope.log import schema
 if TYPE_CHECKING:
     from gradscope.analysis.report import Report
 
-# Shorter trainings get theirs at the end.
-_FIRST_AFTER = 10.0
-# Of the time since the start; one refresh, of about a second, may come on top.
+# What it may take of the time since the start, and what the first refresh takes, in seconds.
+# Trainings that are too short for one get theirs at the end.
 _SHARE = 0.01
+_EXPECTED = 1.0
 
 
 class Display:
@@ -30,12 +30,13 @@ class Display:
         self._guard = guard
         self._started = time.monotonic()
         self._spent = 0.0
+        self._expected = _EXPECTED
         self._next = 1
 
     def recorded(self, steps: int) -> None:
         """So many steps are recorded by now: refresh if it is time."""
         elapsed = time.monotonic() - self._started
-        affordable = elapsed >= _FIRST_AFTER and self._spent <= _SHARE * elapsed
+        affordable = self._spent + self._expected <= _SHARE * elapsed
         if steps >= self._next and affordable:
             self._next = 2 * steps
             self.refresh()
@@ -46,7 +47,8 @@ class Display:
             return
         begun = time.monotonic()
         self._guard.run(DISPLAY, self._refresh)
-        self._spent += time.monotonic() - begun
+        self._expected = time.monotonic() - begun
+        self._spent += self._expected
 
     def _refresh(self) -> None:
         report = self._read()

@@ -81,15 +81,10 @@ def watch(
         comes to less than 0.2 s, that is spent.
     scaler: the GradScaler of the training: output gradients are then unscaled, too, and the run
         has the scale and which steps were skipped.
-    level: "parameters" (gradients, weights), "full" (updates, outputs, their gradients and dead
-        units, and histograms of the parameters' gradients, too) or "deep" (also histograms of
-        weights, updates, outputs and output gradients, which take a copy of 16,384 entries at most
-        of each output and gradient, until 65,536 are there to be counted). docs/overhead.md has
-        what each costs. While a step is recorded "full" needs of each parameter a copy of weight and gradient,
-        of 4,096 entries where there are more than 32,768, and of all parameters together 16 MB at
-        most (in float32); one number per unit, and for a moment a byte per entry of an output;
-        in one recorded step of ten, of `nn.RNN`, `nn.LSTM` and `nn.GRU` also input, output and its
-        gradient, and what one more forward and backward of them takes.
+    level: "parameters" (gradients, weights), "full" (also updates, outputs, their gradients and
+        dead units, and histograms of the parameters' gradients) or "deep" (also histograms of
+        weights, updates, outputs and output gradients). What each costs in time and memory:
+        docs/overhead.md.
     include, exclude: fnmatch patterns on qualified names of modules and parameters; one of
         include that matches none, and an exclude that leaves none, are refused.
     loss_is_progress: False where a falling loss is not the aim (GAN, RL, contrastive).

@@ -101,8 +101,8 @@ REFUSED: dict[str, Refused] = {
         ("every=2", "budget=0.01", "give one"),
     ),
     "no budget": ({"budget": 0.0}, ConfigError, ("budget=0.0", "above 0", "0.01 is 1 %")),
-    "budget in percent": ({"budget": 5}, ConfigError, ("budget=5", "at most 1")),
-    "budget is nan": ({"budget": float("nan")}, ConfigError, ("budget=nan", "at most 1")),
+    "budget in percent": ({"budget": 1}, ConfigError, ("budget=1", "below 1", "every=1")),
+    "budget is nan": ({"budget": float("nan")}, ConfigError, ("budget=nan", "below 1")),
     "budget in words": ({"budget": "1%"}, TypeError, ("budget='1%'", "share")),
     "scaler is none": ({"scaler": 1024.0}, TypeError, ("scaler=1024.0", "torch.amp.GradScaler")),
     "on_finding": (
