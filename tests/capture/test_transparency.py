@@ -336,8 +336,11 @@ class CountOps(TorchDispatchMode):
         return result
 
 
+@pytest.mark.parametrize("level", ["full", "deep"])
 @pytest.mark.parametrize("name", ["adamw with dropout", "cnn", "lbfgs with closure"])
-def test_no_number_is_read_from_the_device_within_a_step(name: str, tmp_path: Path) -> None:
+def test_no_number_is_read_from_the_device_within_a_step(
+    name: str, level: str, tmp_path: Path
+) -> None:
     def counted(training: Training, log: Callable[[Tensor], None]) -> Counter[str]:
         training.step(0, Nobody())
         ops = CountOps()
@@ -348,7 +351,8 @@ def test_no_number_is_read_from_the_device_within_a_step(name: str, tmp_path: Pa
 
     expected = counted(built(CASES[name]), lambda _: None)
     training = built(CASES[name])
-    with watch(training.model, training.optimizers, log_dir=tmp_path, every=1) as scope:
+    options: dict[str, Any] = {"log_dir": tmp_path, "every": 1, "level": level}
+    with watch(training.model, training.optimizers, **options) as scope:
         found = counted(training, lambda loss: scope.log(loss=loss, target=torch.ones(3)))
         run = scope.run()
     assert len(run.recorded_steps) == 4
