@@ -143,6 +143,7 @@ WATCHES = (
     Setting("default, of all of the first 500 steps", watch(), of_all=True),
     Setting('every=1, level="parameters"', watch(every=1, level="parameters")),
     Setting("every=1", watch(every=1)),
+    Setting('every=1, level="deep"', watch(every=1, level="deep")),
     Setting("not recorded (every=1000)", watch(every=1000)),
     Setting("compiled, not recorded", watch(every=1000), compiled=True),
 )

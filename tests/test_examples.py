@@ -42,7 +42,8 @@ def test_plain_loop(tmp_path: Path) -> None:
     printed, run = run_example("plain_loop.py", tmp_path)
     assert "Healthy" in printed
     assert list(run.recorded_steps)[:10] == list(range(10))
-    assert 15 <= len(run.recorded_steps) <= len(run.steps) == 100
+    # However slow the machine: the next is at most three times as far.
+    assert 10 < len(run.recorded_steps) <= len(run.steps) == 100
     assert run.scalars["accuracy"][-1] > 0.8
     # What was clipped is at most 1, and the norm before is known too.
     before = run.scalars["grad_norm_before_clip"][run.recorded_steps]
