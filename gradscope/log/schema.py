@@ -102,18 +102,15 @@ def table_value(table: TableName, array: NDArray[np.float32]) -> Value:
     return array_value(TABLES[table], array[there], bytes(there.tolist()))
 
 
-def read_table(value: Value, quantities: int) -> NDArray[np.float32]:
-    """The table with all its quantities, read-only."""
+def read_table(value: Value, quantities: int) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
+    """Which of the quantities were measured of anything, and the rows of these, read-only."""
     array = read_array(value)
-    there = list(value.metadata.plugin_data.content)
-    if array.ndim != 2 or len(array) != (len(there) or quantities):  # noqa: PLR2004
+    content = value.metadata.plugin_data.content
+    there = np.frombuffer(content, np.uint8).astype(np.intp) if content else np.arange(quantities)
+    if array.ndim != 2 or len(array) != len(there) or there.max(initial=-1) >= quantities:  # noqa: PLR2004
         message = f"a table of shape {array.shape}, {quantities} quantities"
         raise ValueError(message)
-    if not there:
-        return array
-    whole = np.full((quantities, array.shape[1]), np.nan, np.float32)
-    whole[there] = array
-    return whole
+    return there, array
 
 
 def _string_value(tag: str, string: bytes, plugin: str, content: bytes = b"") -> Value:
