@@ -82,6 +82,6 @@ class Sieve:
     def in_words(self) -> str:
         """What is left out."""
         return (
-            f"all but each {self._every}th step of this long run, to take little memory while it "
-            "trains; gradscope.load reads it whole"
+            f"all but about each {self._every}th step of a long run, as training needs the memory; "
+            "gradscope.load reads it whole"
         )

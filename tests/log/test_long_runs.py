@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gradscope.log.reader import load, load_within
+from gradscope.log.reader import load, load_part
 from gradscope.log.writer import RunWriter, run_files
 from gradscope.quantities import CATALOGUE
 from gradscope.record import Entity, Run
@@ -61,7 +61,7 @@ def held(run: Run) -> int:
 
 
 def test_a_part_is_evenly_chosen(written: Path) -> None:
-    whole, part = load(written), load_within(written, size(written) // 10 + 1)
+    whole, part = load(written), load_part(written, size(written) // 10 + 1)
     assert len(whole.recorded_steps) == RECORDED
     assert whole.steps.tolist() == list(range(RECORDED * EVERY - 1))
     # The first ten, each tenth, the last ten.
@@ -78,7 +78,7 @@ def test_a_part_is_evenly_chosen(written: Path) -> None:
 
 
 def test_what_is_at_the_end_and_where_the_loss_breaks_stays(written: Path) -> None:
-    part = load_within(written, size(written) // 100)
+    part = load_part(written, size(written) // 100)
     broken = part.steps[part.scalars["loss_nonfinite"] > 0]
     assert broken[0] == 1_003
     assert 1_100 in part.steps
@@ -87,13 +87,13 @@ def test_what_is_at_the_end_and_where_the_loss_breaks_stays(written: Path) -> No
 
 
 def test_it_says_so(written: Path) -> None:
-    (said,) = load_within(written, size(written) // 10 + 1).meta["left_out"]
+    (said,) = load_part(written, size(written) // 10 + 1).meta["left_out"]
     assert "each 10th step" in said
     assert load(written).meta["left_out"] == []
 
 
 def test_of_a_run_that_fits_all_is_read(written: Path) -> None:
-    whole, same = load(written), load_within(written, size(written))
+    whole, same = load(written), load_part(written, size(written))
     assert same.meta == whole.meta
     np.testing.assert_array_equal(same.parameters.values, whole.parameters.values)
     np.testing.assert_array_equal(same.steps, whole.steps)
