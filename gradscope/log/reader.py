@@ -71,7 +71,8 @@ def continuation(log_dir: Path) -> Continuation | None:
     Raises LogVersionError where a newer gradscope wrote it, LogError where it can't be read or
     has other quantities than this version writes.
     """
-    found = collect(run_files(log_dir), _MOST)
+    files = run_files(log_dir)
+    found = collect(files, _MOST)
     if found.header is None:
         return None
     if found.header["quantities"] != known_quantities():
@@ -88,7 +89,8 @@ def continuation(log_dir: Path) -> Continuation | None:
         columns = max([0, *widths, *(column + 1 for column in known)])
         entities[table] = tuple(known.get(column) for column in range(columns))
     step = int(run.steps[-1]) + 1 if len(run.steps) else 0
-    return Continuation(step, found.sequence, entities, run.meta, found.coverage)
+    size = sum(path.stat().st_size for path in files)
+    return Continuation(step, found.sequence, entities, run.meta, found.coverage, size)
 
 
 def empty_run(meta: Mapping[str, Any]) -> Run:
