@@ -20,7 +20,7 @@ from gradscope.errors import LogError, LogVersionError
 from gradscope.log import framing, schema
 from gradscope.log.sieve import Sieve
 from gradscope.quantities import CATALOGUE, MAGNITUDES, Magnitudes, TableName
-from gradscope.record import Entity, unpack_counts
+from gradscope.record import Entity, check_counts
 
 # The names of the columns, and the rows: one per step.
 Pulses: TypeAlias = tuple[list[str], NDArray[np.float64]]
@@ -96,7 +96,7 @@ def _share(files: Sequence[Path], most: int) -> int:
 def _collected(found: Collected, path: Path, every: int) -> Collected:
     """What was found so far, or a new run if the file begins one, with what is in the file."""
     leftover = framing.Leftover()
-    with path.open("rb") as file:
+    with path.open("rb", buffering=_BUFFER) as file:
         records = framing.records(file, leftover)
         beginning = list(islice(records, _BEGINNING))
         tags = set(_tags(beginning))
@@ -110,6 +110,8 @@ def _collected(found: Collected, path: Path, every: int) -> Collected:
     return found
 
 
+# Records are as large as some tens of kB.
+_BUFFER = 1 << 20
 # The version, then the header or what stands in its place.
 _BEGINNING = 2
 
@@ -193,7 +195,7 @@ def _take_json(found: Collected, tag: str, content: dict[str, Any], path: Path) 
 def _take_counts(found: Collected, step: int, value: schema.Value) -> None:
     """The counts of a step if they are whole, in the bins of the run."""
     lowest, bins, packed = schema.read_counts(value)
-    unpack_counts(packed, bins)
+    check_counts(packed, bins)
     if found.bins not in (None, (lowest, bins)):
         message = f"histograms of {bins} bins from {lowest} on, in a run with {found.bins}"
         raise ValueError(message)

@@ -11,6 +11,7 @@ import json
 import re
 import struct
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -138,8 +139,14 @@ def pulse_value(columns: Sequence[str], rows: NDArray[np.float64]) -> Value:
 
 def read_pulse(value: Value) -> tuple[list[str], NDArray[np.float64]]:
     """The column names and the rows of a pulse record."""
-    columns: list[str] = json.loads(value.metadata.plugin_data.content)
-    return columns, read_array(value)
+    return _columns(value.metadata.plugin_data.content), read_array(value)
+
+
+@lru_cache(maxsize=64)
+def _columns(content: bytes) -> list[str]:
+    # Nearly always those of the record before.
+    columns: list[str] = json.loads(content)
+    return columns
 
 
 def counts_value(lowest: int, counts: CountArray, of: Magnitudes = "grad") -> Value:
@@ -150,8 +157,13 @@ def counts_value(lowest: int, counts: CountArray, of: Magnitudes = "grad") -> Va
 
 def read_counts(value: Value) -> tuple[int, int, bytes]:
     """The exponent of the first bin, how many bins there are, and the packed counts."""
-    bins: dict[str, int] = json.loads(value.metadata.plugin_data.content)
-    return bins["lowest"], bins["bins"], value.tensor.string_val[0]
+    return *_bins(value.metadata.plugin_data.content), value.tensor.string_val[0]
+
+
+@lru_cache(maxsize=64)
+def _bins(content: bytes) -> tuple[int, int]:
+    bins: dict[str, int] = json.loads(content)
+    return bins["lowest"], bins["bins"]
 
 
 def text_value(tag: str, markdown: str) -> Value:
