@@ -23,9 +23,9 @@ _SPARSEST = 3
 # Of two optimizers that take turns, every tenth step is always the same one's.
 _JITTER = 0.25
 # Time alone would let the log grow as long as training goes on: in bytes, what records may take of
-# the disk, and so much more for every step; beside them lie 30 to 80 bytes of pulse.
+# the disk, and so much more for every step; beside them lie 50 to 110 bytes of pulse.
 _FREE_BYTES = 32_000_000
-_BYTES_PER_STEP = 96
+_BYTES_PER_STEP = 48
 # An event is looked at for so many steps, if less than half of what a window allows is owed.
 _EVENT_STEPS = 5
 _RESERVE = 0.5
