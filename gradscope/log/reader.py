@@ -38,8 +38,8 @@ def load(log_dir: str | PathLike[str]) -> Run:
     return _loaded(Path(log_dir))
 
 
-# What may be in memory of a log while it is written: its arrays take about twice as much.
-_MOST = 16_000_000
+# What may be in memory of a log while it is written: with its arrays and what judging takes it is four times as much.
+_MOST = 12_000_000
 
 
 def load_part(log_dir: Path, most: int | None = None) -> Run:
