@@ -218,6 +218,20 @@ def unpack_counts(packed: bytes, bins: int) -> CountArray:
     return counts
 
 
+def check_counts(packed: bytes, bins: int) -> None:
+    """Raise ValueError where `unpack_counts` would, in a tenth of its time."""
+    if packed[:1] != bytes([_SPARSE]) or len(packed) < _PACKED.size:
+        unpack_counts(packed, bins)
+        return
+    _, rows, first, stop, width = _PACKED.unpack_from(packed)
+    behind = _PACKED.size + (rows * (stop - first) + 7) // 8
+    # The bits beyond the last count are zero.
+    nonzero = int.from_bytes(packed[_PACKED.size : behind]).bit_count()
+    if not first <= stop <= bins or width not in {2, 4} or len(packed) != behind + nonzero * width:
+        message = f"{len(packed)} bytes of counts of {rows} rows, bins {first} to {stop} of {bins}"
+        raise ValueError(message)
+
+
 def no_histograms() -> Histograms:
     """Of a run in which none were recorded."""
     return Histograms((), np.array([], np.int64), 0, 0, ())

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 from gradscope.analysis.analyzer import analyze
 from gradscope.errors import ConfigError
-from gradscope.record import Histograms, Run, Table
+from gradscope.record import Histograms, Run, Table, check_counts, pack_counts, unpack_counts
 from tests.analysis.synthetic import Chain
 from tests.reporters.samples import empty_run, parameter, table
 
@@ -100,3 +101,34 @@ def test_a_copy_of_a_report_says_the_same(again: Callable[[Any], Any]) -> None:
     assert twin.rules == report.rules
     # With its rules it can be asked again.
     assert analyze(twin.run, rules=twin.rules).findings == report.findings
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_counts_are_checked_as_they_are_unpacked(seed: int) -> None:
+    """A damaged array that can't be unpacked is refused; a whole one is not."""
+    generator = np.random.default_rng(seed)
+    counts = generator.integers(0, 3, (5, 12), dtype=np.uint32)
+    counts[:, : 3 * seed] = 0
+    if seed % 2:
+        counts[0, 11] = 1 << 20
+    packed = pack_counts(counts)
+    check_counts(packed, 12)
+    damaged = [packed[:length] for length in range(len(packed))]
+    damaged += [packed + bytes(extra) for extra in range(1, 5)]
+    for at in range(len(packed)):
+        changed = bytearray(packed)
+        changed[at] ^= 1 << int(generator.integers(8))
+        damaged.append(bytes(changed))
+    for candidate in damaged:
+        for bins in (12, 10):
+            assert _raised(check_counts, candidate, bins) or not _raised(
+                unpack_counts, candidate, bins
+            )
+
+
+def _raised(read: Callable[[bytes, int], object], packed: bytes, bins: int) -> bool:
+    try:
+        read(packed, bins)
+    except (ValueError, IndexError, TypeError, zlib.error):
+        return True
+    return False

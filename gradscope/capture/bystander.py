@@ -12,6 +12,7 @@ class Bystander(Recorder):
     def __init__(self) -> None:
         """Begin nothing."""
         self.seconds = 0.0
+        self.record_bytes = 0
 
     def submit(self, packet: Packet) -> None:
         """Drop it."""

@@ -2,6 +2,7 @@
 
 import math
 import random
+from collections.abc import Callable
 
 from gradscope.capture.meter import Meter
 from gradscope.errors import ConfigError, ConfigTypeError
@@ -21,6 +22,10 @@ _FREE_SPACING = 10
 _SPARSEST = 3
 # Of two optimizers that take turns, every tenth step is always the same one's.
 _JITTER = 0.25
+# Time alone would let the log grow as long as training goes on: in bytes, what records may take of
+# the disk, and so much more for every step; beside them lie 50 to 110 bytes of pulse.
+_FREE_BYTES = 32_000_000
+_BYTES_PER_STEP = 48
 # An event is looked at for so many steps, if less than half of what a window allows is owed.
 _EVENT_STEPS = 5
 _RESERVE = 0.5
@@ -35,14 +40,22 @@ class Cadence:
     every: record each k-th step; None: what the budget, a share of the training time, allows:
         the first ten steps, then as often as their cost is made up for.
     meter: knows what steps cost.
+    written: the bytes that records have taken of the disk so far.
     """
 
     def __init__(
-        self, every: int | None, budget: float = BUDGET, meter: Meter | None = None
+        self,
+        every: int | None,
+        budget: float = BUDGET,
+        meter: Meter | None = None,
+        written: Callable[[], int] = lambda: 0,
     ) -> None:
         self._every = every
         self._budget = budget
         self._meter = meter or Meter(lambda: 0.0)
+        self._written = written
+        # Bytes of the log before this session.
+        self._earlier = 0
         self._next = 0
         # Seconds: what was spent beyond the share of the time that has passed.
         self._owed = 0.0
@@ -50,8 +63,13 @@ class Cadence:
         self._wanted = self._quiet = 0
         self._pause = _EVENT_STEPS
 
-    def begin_at(self, step: int, *, due: bool) -> None:
-        """Steps are counted from here; whether the first is due whatever its number."""
+    def begin_at(self, step: int, *, due: bool, written: int = 0) -> None:
+        """Steps are counted from here; whether the first is due whatever its number.
+
+        written: the bytes of the log up to there.
+        """
+        # Not all of it is records: what has been paid for by then is not asked for again.
+        self._earlier = min(written, _FREE_BYTES + _BYTES_PER_STEP * step)
         self._next = step if due or self._every is None else self.propose(step - 1)
 
     def due(self, step: int) -> bool:
@@ -72,13 +90,16 @@ class Cadence:
 
     def _interval(self, step: int) -> int:
         meter = self._meter
-        wanted = float((_SPARSEST - 1) * step)
+        sparsest = wanted = float((_SPARSEST - 1) * step)
         if self._is_free(1):
             wanted = step / _FREE_SPACING
         gained = self._budget * meter.duration - meter.idle_cost
         missing = self._owed + meter.cost
         if missing < gained * wanted:
             wanted = missing / gained
+        # The first step at which the disk has room again.
+        room = (self._earlier + self._written() - _FREE_BYTES) / _BYTES_PER_STEP
+        wanted = max(wanted, min(room - step, sparsest))
         # Its own generator: the user's random numbers stay what they are.
         draw = random.Random(step)  # noqa: S311
         return math.floor(wanted * draw.uniform(1 - _JITTER, 1 + _JITTER) + draw.random())

@@ -10,6 +10,7 @@ from gradscope.log import schema
 
 if TYPE_CHECKING:
     from gradscope.analysis.report import Report
+    from gradscope.record import Run
 
 # What it may take of the time since the start, and what the first refresh takes, in seconds.
 # Trainings that are too short for one get theirs at the end.
@@ -22,9 +23,11 @@ class Display:
 
     On the thread that trains: matplotlib's settings are the whole process's, and the user may be
     plotting there.
+
+    read: the run so far, not more of it than may be in memory.
     """
 
-    def __init__(self, read: Callable[[], "Report"], recorder: Recorder, guard: Guard) -> None:
+    def __init__(self, read: Callable[[], "Run"], recorder: Recorder, guard: Guard) -> None:
         self._read = read
         self._recorder = recorder
         self._guard = guard
@@ -51,7 +54,9 @@ class Display:
         self._spent += self._expected
 
     def _refresh(self) -> None:
-        report = self._read()
+        from gradscope.analysis.analyzer import analyze  # noqa: PLC0415  (only when asked for)
+
+        report = analyze(self._read())
         steps = report.run.steps
         step = int(steps[-1]) if len(steps) else 0
         parts = ((FINDINGS, _findings), (WORST_LAYERS, _worst_layers), (PICTURES, _pictures))

@@ -27,6 +27,10 @@ class Handover:
         """What the recorder's thread has computed for so far, beside the training loop."""
         return 0.0 if self.recorder is None else self.recorder.seconds
 
+    def record_bytes(self) -> int:
+        """What the log's records have taken of the disk."""
+        return 0 if self.recorder is None else self.recorder.record_bytes
+
     def step_closed(self, rows: Rows | None) -> None:
         """A step is complete: hand over its record, or the pulses if it is time."""
         waited = time.monotonic() - self._flushed_at

@@ -59,12 +59,14 @@ class Observer:
         # Of several processes one writes; the others take part where parameters are split.
         self._writes = writes
         self._roster = Roster(model, config)
-        meter = Meter(lambda: guard.seconds()[0] + self._handover.seconds())
-        self._cadence = Cadence(config.every, config.budget, meter)
+        self._pulses = Pulses(guard)
+        self.selection = Selection(self._roster, guard)
+        self._handover = handover = Handover(self._roster, self.selection, self._pulses)
+        meter = Meter(lambda: guard.seconds()[0] + handover.seconds())
+        self._cadence = Cadence(config.every, config.budget, meter, handover.record_bytes)
         self._events = Events(self._cadence.alarm)
         presence = None if processes() is None else Presence(model)
         self.shards = ShardMerge(self._cadence, self._roster.watched_parameters, presence, guard)
-        self.selection = Selection(self._roster, guard)
         self.optimizers = Optimizers(model, self._roster.former, guard)
         self._scaling = scaling = LossScaling(scaler, self.optimizers, guard)
         self._taps = ModuleTaps(self._roster, config, guard, scaling) if outputs else None
@@ -78,9 +80,7 @@ class Observer:
         self._watching_parts = False
         self._open: Step | None = None
         self._next = 0
-        self._pulses = Pulses(guard)
         self._signals = Signals(self._roster, self._pulses, writes=writes)
-        self._handover = Handover(self._roster, self.selection, self._pulses)
         counted = ("forwards", "optimizer_steps", "closed_steps", "recorded_steps")
         self.counts = dict.fromkeys(counted, 0)
         self._coverage: dict[str, Any] = {}
@@ -96,7 +96,8 @@ class Observer:
         self._roster.take_up(earlier.entities)
         self._next = earlier.step
         # Other processes do not know the step: the first one is recorded, the next are agreed.
-        self._cadence.begin_at(earlier.step, due=processes() is not None)
+        due = processes() is not None
+        self._cadence.begin_at(earlier.step, due=due, written=earlier.size)
         self._earlier = earlier.coverage
 
     def traced(self, why_not: str | None) -> None:

@@ -225,8 +225,10 @@ class Recorder:
         self._failed = False
         self._abandoned = False
         self._process = os.getpid()
-        # What the thread has computed for; who is told of pulses, weakly.
+        # What the thread has computed for, what records take of the disk; who is told of pulses,
+        # weakly.
         self.seconds = 0.0
+        self.record_bytes = 0
         self.on_pulses: WeakMethod[Callable[[Sequence[Mapping[str, float]]], None]] | None = None
         self._thread = threading.Thread(target=self._work, name="gradscope", daemon=True)
         self._thread.start()
@@ -342,7 +344,10 @@ class Recorder:
             scalars |= table_scalars(tables)
             scalars |= layer_scalars(tables["parameters"], packet.shown.layers)
         histograms = (LOWEST_OCTAVE, counts)
+        before = self._writer.size
         self._writer.step(packet.step, tables, scalars, _pulse_rows(steps, pulses), histograms)
+        if packet.rows is not None:
+            self.record_bytes += self._writer.size - before
         if "grad" in counts and packet.shown.histograms:
             shown = _histograms_shown(counts["grad"], packet.shown.histograms)
             self._writer.show(packet.step, shown)

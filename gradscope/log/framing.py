@@ -3,9 +3,11 @@
 TensorBoard's own writer computes the checksum in Python: 118 µs per kB, holding the GIL.
 """
 
+import os
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import BinaryIO
 
 import google_crc32c
 
@@ -36,24 +38,30 @@ class Leftover:
     damaged_records: int = 0
 
 
-def records(content: bytes, leftover: Leftover) -> Iterator[bytes]:
-    """The records of a file; a torn tail and damaged records are counted in `leftover`."""
-    at, end = 0, len(content)
-    while at < end:
-        if at + _HEADER.size > end:
+def records(file: BinaryIO, leftover: Leftover) -> Iterator[bytes]:
+    """The records of a file; a torn tail and damaged records are counted in `leftover`.
+
+    One after the other: a file may be larger than what may be taken of the memory. What is
+    written to it meanwhile is left for the next time.
+    """
+    at, end = 0, file.seek(0, os.SEEK_END)
+    file.seek(0)
+    while at + _HEADER.size <= end:
+        header = file.read(_HEADER.size)
+        if len(header) < _HEADER.size:
             break
-        length, length_crc = _HEADER.unpack_from(content, at)
+        length, length_crc = _HEADER.unpack(header)
         # A wrong length loses the place of every later record: nothing behind it can be read.
-        if _masked_crc(content[at : at + _LENGTH.size]) != length_crc:
+        if _masked_crc(header[: _LENGTH.size]) != length_crc:
             break
-        start = at + _HEADER.size
-        stop = start + length
-        if stop + _FOOTER.size > end:
+        stop = at + _HEADER.size + length + _FOOTER.size
+        if stop > end:
             break
-        data = content[start:stop]
-        (data_crc,) = _FOOTER.unpack_from(content, stop)
-        at = stop + _FOOTER.size
-        if _masked_crc(data) == data_crc:
+        data, footer = file.read(length), file.read(_FOOTER.size)
+        if len(footer) < _FOOTER.size:
+            break
+        at = stop
+        if _FOOTER.pack(_masked_crc(data)) == footer:
             yield data
         else:
             leftover.damaged_records += 1

@@ -11,6 +11,7 @@ import json
 import re
 import struct
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -102,18 +103,15 @@ def table_value(table: TableName, array: NDArray[np.float32]) -> Value:
     return array_value(TABLES[table], array[there], bytes(there.tolist()))
 
 
-def read_table(value: Value, quantities: int) -> NDArray[np.float32]:
-    """The table with all its quantities, read-only."""
+def read_table(value: Value, quantities: int) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
+    """Which of the quantities were measured of anything, and the rows of these, read-only."""
     array = read_array(value)
-    there = list(value.metadata.plugin_data.content)
-    if array.ndim != 2 or len(array) != (len(there) or quantities):  # noqa: PLR2004
+    content = value.metadata.plugin_data.content
+    there = np.frombuffer(content, np.uint8).astype(np.intp) if content else np.arange(quantities)
+    if array.ndim != 2 or len(array) != len(there) or there.max(initial=-1) >= quantities:  # noqa: PLR2004
         message = f"a table of shape {array.shape}, {quantities} quantities"
         raise ValueError(message)
-    if not there:
-        return array
-    whole = np.full((quantities, array.shape[1]), np.nan, np.float32)
-    whole[there] = array
-    return whole
+    return there, array
 
 
 def _string_value(tag: str, string: bytes, plugin: str, content: bytes = b"") -> Value:
@@ -141,8 +139,14 @@ def pulse_value(columns: Sequence[str], rows: NDArray[np.float64]) -> Value:
 
 def read_pulse(value: Value) -> tuple[list[str], NDArray[np.float64]]:
     """The column names and the rows of a pulse record."""
-    columns: list[str] = json.loads(value.metadata.plugin_data.content)
-    return columns, read_array(value)
+    return _columns(value.metadata.plugin_data.content), read_array(value)
+
+
+@lru_cache(maxsize=64)
+def _columns(content: bytes) -> list[str]:
+    # Nearly always those of the record before.
+    columns: list[str] = json.loads(content)
+    return columns
 
 
 def counts_value(lowest: int, counts: CountArray, of: Magnitudes = "grad") -> Value:
@@ -153,8 +157,13 @@ def counts_value(lowest: int, counts: CountArray, of: Magnitudes = "grad") -> Va
 
 def read_counts(value: Value) -> tuple[int, int, bytes]:
     """The exponent of the first bin, how many bins there are, and the packed counts."""
-    bins: dict[str, int] = json.loads(value.metadata.plugin_data.content)
-    return bins["lowest"], bins["bins"], value.tensor.string_val[0]
+    return *_bins(value.metadata.plugin_data.content), value.tensor.string_val[0]
+
+
+@lru_cache(maxsize=64)
+def _bins(content: bytes) -> tuple[int, int]:
+    bins: dict[str, int] = json.loads(content)
+    return bins["lowest"], bins["bins"]
 
 
 def text_value(tag: str, markdown: str) -> Value:

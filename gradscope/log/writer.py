@@ -38,6 +38,8 @@ class Continuation:
     entities: Mapping[TableName, tuple[Entity | None, ...]]
     meta: Mapping[str, Any]
     coverage: Mapping[str, Any]
+    # Of all its files, in bytes.
+    size: int
 
 
 def make_run_dir(wanted: Path, *, resume: bool = False) -> Path:
@@ -98,6 +100,8 @@ class RunWriter:
             message = f"log_dir={str(log_dir)!r} is not writable: {error}"
             raise LogError(message) from error
         self._sequence = 0
+        # Bytes written.
+        self.size = 0
         self._entities: dict[TableName, int] = {}
         try:
             self._begin(now, meta, earlier)
@@ -189,4 +193,6 @@ class RunWriter:
         data = memoryview(framing.frame(event.SerializeToString()))
         while data:
             # An unbuffered write may take a part only.
-            data = data[self._file.write(data) :]
+            written = self._file.write(data)
+            self.size += written
+            data = data[written:]

@@ -324,7 +324,7 @@ def assert_nothing_was_begun(model: nn.Module, folder: Path) -> None:
     "name",
     [
         *("Observer", "described", "run_folder", "RunWriter", "Recorder", "Display", "Hooks"),
-        *("attach", "is_compiled", "_close_if_alive"),
+        *("attach", "is_compiled", "close_at_exit"),
     ],
 )
 def test_a_watch_that_fails_to_begin_leaves_nothing(

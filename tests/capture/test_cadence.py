@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -64,9 +65,14 @@ class Run:
         training.run(self.last, range(steps))
         return training
 
-    def cadence(self, training: Training, budget: float = BUDGET) -> Cadence:
+    def cadence(
+        self,
+        training: Training,
+        budget: float = BUDGET,
+        written: Callable[[], int] = lambda: 0,
+    ) -> Cadence:
         self.patch.setattr(meter, "time", training)
-        self.last = Cadence(None, budget, Meter(lambda: training.spent))
+        self.last = Cadence(None, budget, Meter(lambda: training.spent), written)
         return self.last
 
 
@@ -116,6 +122,41 @@ def test_however_dear_a_few_steps_show_where_training_is(train: Run) -> None:
     gaps = np.array(done.recorded[10:]) / np.array(done.recorded[9:-1])
     assert len(gaps) >= 5
     assert gaps.max() <= 3.6
+
+
+@pytest.mark.parametrize("size", [3_000, 28_000, 300_000])
+def test_however_cheap_the_log_stays_small(size: int, train: Run) -> None:
+    training = Training(0.1, 0.0005)
+    cadence = train.cadence(training, written=lambda: size * len(training.recorded))
+    training.run(cadence, range(300_000))
+    written = size * (1 + np.arange(len(training.recorded)))
+    allowed = 32_000_000 + 48 * np.array(training.recorded)
+    # As much as there is room for, and one more; beyond that the few that show where training is.
+    assert (written <= allowed + 3 * size).all()
+    assert written[-1] > 0.95 * min(allowed[-1], 300_000 * size)
+    assert training.recorded[:100] == list(range(100))
+
+
+def test_however_large_a_few_steps_show_where_training_is(train: Run) -> None:
+    training = Training(0.1, 0.0005)
+    cadence = train.cadence(training, written=lambda: 10**9 * len(training.recorded))
+    training.run(cadence, range(20_000))
+    gaps = np.array(training.recorded[10:]) / np.array(training.recorded[9:-1])
+    assert len(gaps) >= 5
+    assert 2 < gaps.min() <= gaps.max() <= 3.6
+
+
+def test_a_run_that_is_resumed_again_and_again_stays_small(train: Run) -> None:
+    training, size = Training(0.1, 0.0005), 28_000
+    for session in range(10):
+        before, start = len(training.recorded), session * 5_000
+        cadence = train.cadence(
+            training,
+            written=lambda: size * (len(training.recorded) - before),  # noqa: B023  (used here)
+        )
+        cadence.begin_at(start, due=False, written=size * before)
+        training.run(cadence, range(start, start + 5_000))
+    assert size * len(training.recorded) <= 32_000_000 + 48 * 50_000 + 11 * 10 * size
 
 
 def test_what_costs_less_than_the_budget_is_recorded_always(train: Run) -> None:

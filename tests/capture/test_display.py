@@ -13,11 +13,14 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 from gradscope.analysis import analyzer
+from gradscope.analysis.report import Report
 from gradscope.capture import display
 from gradscope.capture.scope import Scope, watch
 from gradscope.errors import GradscopeWarning
+from gradscope.log import reader
 from gradscope.log.reader import load
 from gradscope.log.writer import run_files
+from gradscope.record import Run
 from gradscope.reporters import tensorboard
 from tests.capture.reference import wide
 from tests.capture.trainings import mlp_model, sgd, vectors
@@ -197,3 +200,27 @@ def test_a_temporary_run_is_shown_to_nobody(
         clock.seconds = 1e6
         train(scope, model, 4)
     assert scope.run().meta["problems"] == []
+
+
+def test_of_a_long_run_a_part_is_shown_and_the_report_has_it_all(
+    clock: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(reader, "_MOST", 20_000)
+    seen: list[Run] = []
+
+    def note(report: Report) -> str:
+        seen.append(report.run)
+        return "text"
+
+    monkeypatch.setattr(tensorboard, "findings_markdown", note)
+    model = mlp_model()
+    with watch(model, log_dir=tmp_path, every=1) as scope:
+        clock.seconds = 9.9
+        train(scope, model, 60)
+    (part,) = seen
+    assert 20 < len(part.recorded_steps) < 40
+    assert part.recorded_steps[-1] == part.steps[-1] == 59
+    assert "step of a long run" in part.meta["left_out"][0]
+    whole = scope.report().run
+    assert whole.recorded_steps.tolist() == list(range(60))
+    assert whole.meta["left_out"] == []

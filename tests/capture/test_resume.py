@@ -1,5 +1,6 @@
 """A run that is resumed goes on as one run."""
 
+import io
 import subprocess
 import sys
 from pathlib import Path
@@ -369,7 +370,7 @@ def test_numbered_records_go_on_in_their_sequence(session: Session, tmp_path: Pa
     numbers = [
         event.step
         for path in run_files(tmp_path)
-        for record in framing.records(path.read_bytes(), framing.Leftover())
+        for record in framing.records(io.BytesIO(path.read_bytes()), framing.Leftover())
         for event in [event_pb2.Event.FromString(record)]
         for value in event.summary.value
         if value.tag in schema.NUMBERED
