@@ -39,7 +39,18 @@ def plain(tensor: Tensor) -> Tensor:
 
     Of a tensor that is split over processes the part that this one holds.
     """
+    return _flat(local(tensor.detach()))
+
+
+def _in_any_order(tensor: Tensor) -> Tensor:
+    """The same as it lies in memory, where that is without gaps: a copy costs more than reading."""
     tensor = local(tensor.detach())
+    if tensor.layout is torch.strided and not tensor.is_contiguous():
+        tensor = tensor.permute(sorted(range(tensor.dim()), key=tensor.stride, reverse=True))
+    return _flat(tensor)
+
+
+def _flat(tensor: Tensor) -> Tensor:
     if tensor.dtype.is_complex:
         tensor = torch.view_as_real(tensor.resolve_conj())
     return _with_kernels(tensor).reshape(-1)
@@ -49,14 +60,6 @@ def _with_kernels(tensor: Tensor) -> Tensor:
     """The 8-bit formats have few."""
     eight_bits = tensor.dtype.is_floating_point and tensor.dtype.itemsize == 1
     return tensor.to(torch.float32) if eight_bits else tensor
-
-
-def _in_any_order(tensor: Tensor) -> Tensor:
-    """The same as it lies in memory, where that is without gaps: a copy costs more than reading."""
-    tensor = local(tensor.detach())
-    if tensor.layout is torch.strided and not tensor.is_contiguous():
-        tensor = tensor.permute(sorted(range(tensor.dim()), key=tensor.stride, reverse=True))
-    return plain(tensor)
 
 
 def real_entries(tensor: Tensor) -> int:
