@@ -225,16 +225,16 @@ def _batches(small: Sequence[tuple[int, Tensor]]) -> Iterator[list[tuple[int, Te
 def joined_moments(entries: Array, starts: NDArray[np.int64]) -> F64:
     """The moments of several tensors that lie one behind the other."""
     wide = entries.astype(np.float64)
-    count = np.diff(starts, append=wide.size)
+    none, nothing = wide == 0, np.zeros(len(starts))
     return np.stack(
         [
-            count,
+            np.diff(starts, append=wide.size),
             np.add.reduceat(wide, starts),
             np.add.reduceat(wide * wide, starts),
             np.minimum.reduceat(wide, starts),
             np.maximum.reduceat(wide, starts),
-            np.add.reduceat(wide == 0, starts, dtype=np.float64),
-            np.zeros(len(starts)),
+            np.add.reduceat(none, starts, dtype=np.float64) if none.any() else nothing,
+            nothing,
         ],
         axis=1,
     )
