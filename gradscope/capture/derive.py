@@ -250,11 +250,14 @@ def _described(prefix: str, block: Block | None) -> _Columns:
     absmax = np.maximum(merged[:, _MAX], -merged[:, _MIN])
     # Of float64 entries below 1e-162 the squares are zero; the largest one is a lower bound.
     norm = np.maximum(np.sqrt(square * count), absmax)
+    # A difference of large numbers is not exact; nothing spreads by more than half its range.
+    spread = np.sqrt(np.maximum(square - mean**2, 0.0))
+    half = (merged[:, _MAX] - merged[:, _MIN]) / 2
     quantities = {
         "norm": norm,
         "rms": norm / np.sqrt(count),
         "mean": mean,
-        "std": np.sqrt(np.maximum(square - mean**2, 0.0)),
+        "std": np.minimum(spread, half),
         "absmax": np.where(count > 0, absmax, np.nan),
         "zero_fraction": merged[:, _ZEROS] / count,
         "nonfinite": merged[:, _NONFINITE],

@@ -1,8 +1,7 @@
 """Tensor → sufficient statistics, on the tensor's own device: pure functions, no state.
 
 All sums are accumulated in float64, so that squares of 1e±20 neither overflow nor vanish. On a
-device that has none the rows are those of `single_precision`. In host memory `host` is faster,
-and says where it can't tell.
+device that has none the rows are those of `single_precision`. In host memory `host` is faster.
 Nothing here makes the host wait for a device.
 """
 
@@ -40,13 +39,27 @@ def plain(tensor: Tensor) -> Tensor:
 
     Of a tensor that is split over processes the part that this one holds.
     """
+    return _flat(local(tensor.detach()))
+
+
+def _in_any_order(tensor: Tensor) -> Tensor:
+    """The same as it lies in memory, where that is without gaps: a copy costs more than reading."""
     tensor = local(tensor.detach())
+    if tensor.layout is torch.strided and not tensor.is_contiguous():
+        tensor = tensor.permute(sorted(range(tensor.dim()), key=tensor.stride, reverse=True))
+    return _flat(tensor)
+
+
+def _flat(tensor: Tensor) -> Tensor:
     if tensor.dtype.is_complex:
         tensor = torch.view_as_real(tensor.resolve_conj())
-    if tensor.dtype.is_floating_point and tensor.dtype.itemsize == 1:
-        # The 8-bit formats have few kernels.
-        tensor = tensor.to(torch.float32)
-    return tensor.reshape(-1)
+    return _with_kernels(tensor).reshape(-1)
+
+
+def _with_kernels(tensor: Tensor) -> Tensor:
+    """The 8-bit formats have few."""
+    eight_bits = tensor.dtype.is_floating_point and tensor.dtype.itemsize == 1
+    return tensor.to(torch.float32) if eight_bits else tensor
 
 
 def real_entries(tensor: Tensor) -> int:
@@ -84,20 +97,15 @@ def moments(tensor: Tensor) -> Tensor:
     """The sufficient statistics of all entries: float64 of shape (7,), see MOMENTS."""
     if tensor.is_sparse:
         return _sparse_moments(tensor)
-    flat = plain(tensor)
-    if flat.numel() and _is_at_hand(flat) and (found := host.moments(flat)) is not None:
-        return found
+    flat = _in_any_order(tensor)
+    if _is_at_hand(flat):
+        return host.moments(flat)
     if not has_float64(flat.device):
         return single_precision.moments(flat)
     if flat.numel() == 0:
         nothing = torch.zeros(len(MOMENTS), dtype=_F64, device=flat.device)
         nothing[3], nothing[4] = torch.inf, -torch.inf
         return nothing
-    if flat.device.type == "cpu":
-        result = _cpu_moments(flat)
-        # Host memory: looking at it costs no synchronization.
-        if torch.isfinite(result).all().numpy():
-            return result
     return _exact_moments(flat)
 
 
@@ -119,27 +127,12 @@ def _small_at_hand(tensor: Tensor) -> Tensor | None:
     """The flat tensor if it is small and lies in host memory."""
     if tensor.is_sparse or not tensor.is_cpu:
         return None
-    flat = plain(tensor)
+    flat = _in_any_order(tensor)
     return flat if 0 < flat.numel() <= host.SMALL and _is_at_hand(flat) else None
 
 
-def _cpu_moments(flat: Tensor) -> Tensor:
-    """Few fast passes; the result is non-finite if an entry is."""
-    low, high = torch.aminmax(flat)
-    zeros = flat.numel() - torch.count_nonzero(flat)
-    total = torch.zeros((), dtype=_F64, device=flat.device)
-    sumsq = torch.zeros((), dtype=_F64, device=flat.device)
-    for piece in flat.split(_CHUNK):
-        wide = piece.to(_F64)
-        total += wide.sum()
-        sumsq += wide.dot(wide)
-    count = torch.full((), flat.numel(), dtype=_F64, device=flat.device)
-    none = torch.zeros((), dtype=_F64, device=flat.device)
-    return torch.stack([count, total, sumsq, low.to(_F64), high.to(_F64), zeros.to(_F64), none])
-
-
 def _exact_moments(flat: Tensor) -> Tensor:
-    """All seven without a branch on a value: right with non-finite entries, on any device."""
+    """All seven without a branch on a value: nothing waits for the device."""
     parts = torch.stack([_exact_piece(piece) for piece in flat.split(_LARGE_CHUNK)])
     return torch.stack(
         [
@@ -205,11 +198,11 @@ def touched_rows(tensor: Tensor) -> Tensor:
 
 def squares(tensor: Tensor) -> Tensor:
     """(Σx², count) of the finite entries: float64 of shape (2,)."""
-    flat = plain(tensor)
+    flat = _in_any_order(tensor)
     if not has_float64(flat.device):
         return single_precision.squares(flat)
-    if _is_at_hand(flat) and (found := host.squares(flat)) is not None:
-        return found
+    if _is_at_hand(flat):
+        return host.squares(flat)
     total = torch.zeros(2, dtype=_F64, device=flat.device)
     for piece in flat.split(_LARGE_CHUNK):
         wide = piece.to(_F64)
@@ -232,9 +225,7 @@ def update_products(before: Tensor, after: Tensor, gradient: Tensor) -> Tensor:
     if not has_float64(before.device):
         return single_precision.update_products(before, after, gradient)
     if all(map(_is_at_hand, (before, after, gradient))):
-        found = host.update_products(before, after, gradient)
-        if found is not None:
-            return found
+        return host.update_products(before, after, gradient)
     change = after.to(_F64) - before.to(_F64)
     wide = gradient.to(_F64)
     clean = torch.isfinite(change) & torch.isfinite(wide)
@@ -340,6 +331,7 @@ def count_outside(tensor: Tensor, low: float, high: float) -> Tensor:
     tensor = local(tensor.detach())
     if _is_at_hand(tensor):
         return torch.tensor(host.count_outside(tensor, low, high), dtype=_F64, device="cpu")
+    tensor = _with_kernels(tensor)
     return widened(((tensor <= low) | (tensor >= high)).sum())
 
 
@@ -349,4 +341,4 @@ def active_units(output: Tensor, unit_dim: int) -> Tensor:
     if _is_at_hand(output):
         return host.active_units(output, unit_dim)
     others = [dim for dim in range(output.dim()) if dim != unit_dim % output.dim()]
-    return torch.count_nonzero(output, dim=others) > 0
+    return torch.count_nonzero(_with_kernels(output), dim=others) > 0
