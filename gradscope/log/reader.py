@@ -38,8 +38,8 @@ def load(log_dir: str | PathLike[str]) -> Run:
     return _loaded(Path(log_dir))
 
 
-# What may be in memory of a log while it is written: with its arrays and what judging takes it is
-# four times as much.
+# What may be read of a log while it is written: the arrays and what judging them takes are as much
+# again three times over.
 _MOST = 12_000_000
 
 
