@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gradscope.capture import statistics
+from gradscope.capture import fused, statistics
 from gradscope.capture.entities import Roster
 from gradscope.capture.guard import HISTOGRAMS, Guard
 from gradscope.capture.recorder import Rows
@@ -157,6 +157,9 @@ class ParameterReader:
 
     def _measure(self, found: Sequence[tuple[int, Tensor, Tensor]], left: Deferred) -> None:
         all_moments = statistics.moments_of([gradient for _, _, gradient in found])
+        if fused.problem is not None:
+            message = f"tensors on a GPU are read one by one, which takes longer: {fused.problem}"
+            self._guard.say("parameters", message, aloud=False)
         for (row, parameter, gradient), moments in zip(found, all_moments, strict=True):
             given = moments if left.scale is None else unscaled(moments, left.scale)
             if left.overflow is not None:
