@@ -243,7 +243,8 @@ def _batches(
 ) -> Iterator[Sequence[tuple[int, Tensor, Tensor]]]:
     first = filled = 0
     for place, (_, _, gradient) in enumerate(found):
-        filled += gradient.numel()
+        # Elsewhere the fewer launches the better.
+        filled += gradient.numel() if gradient.is_cpu else 0
         if filled >= _BATCH:
             yield found[first : place + 1]
             first, filled = place + 1, 0
