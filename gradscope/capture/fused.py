@@ -103,12 +103,14 @@ def _launch(kernels: Any, flats: Sequence[Tensor], rows: Tensor) -> None:
     kind = getattr(kernels.tl, _FORMATS[flats[0].dtype])
     if device.type == "cuda":
         table = table.pin_memory().to(device, non_blocking=True)
+    # Said, as Triton warns of the default, which it is about to change.
+    how = {"BLOCK": _BLOCK, "enable_fp_fusion": True}
     with torch.cuda.device_of(rows):
         if len(owners):
             kernels.moments_of_blocks[(len(owners),)](
-                table, count, parts, len(owners), DTYPE=kind, CHUNK=_CHUNK, BLOCK=_BLOCK
+                table, count, parts, len(owners), DTYPE=kind, CHUNK=_CHUNK, **how
             )
-        kernels.moments_of_tensors[(count,)](table, count, parts, len(owners), rows, BLOCK=_BLOCK)
+        kernels.moments_of_tensors[(count,)](table, count, parts, len(owners), rows, **how)
 
 
 def _try(kernels: ModuleType, device: torch.device) -> None:
