@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gradscope.capture import statistics
+from gradscope.capture import fused, statistics
 from gradscope.capture.entities import Roster
 from gradscope.capture.guard import HISTOGRAMS, Guard
 from gradscope.capture.recorder import Rows
@@ -160,6 +160,9 @@ class ParameterReader:
 
     def _measure(self, found: Sequence[tuple[int, Tensor, Tensor]], left: Deferred) -> None:
         all_moments = statistics.moments_of([gradient for _, _, gradient in found])
+        if fused.problem is not None:
+            message = f"tensors on a GPU are read one by one, which takes longer: {fused.problem}"
+            self._guard.say("parameters", message, aloud=False)
         for (row, parameter, gradient), moments in zip(found, all_moments, strict=True):
             given = moments if left.scale is None else unscaled(moments, left.scale)
             if left.overflow is not None:
@@ -273,7 +276,8 @@ def _batches(
 ) -> Iterator[Sequence[tuple[int, Tensor, Tensor]]]:
     first = filled = 0
     for place, (_, _, gradient) in enumerate(found):
-        filled += gradient.numel()
+        # Elsewhere the fewer launches the better.
+        filled += gradient.numel() if gradient.is_cpu else 0
         if filled >= _BATCH:
             yield found[first : place + 1]
             first, filled = place + 1, 0

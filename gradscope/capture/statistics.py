@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from gradscope.capture import host, single_precision
+from gradscope.capture import fused, host, single_precision
 from gradscope.capture.precision import has_float64, widened
 from gradscope.capture.shards import local
 
@@ -110,17 +110,39 @@ def moments(tensor: Tensor) -> Tensor:
 
 
 def moments_of(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Those of each, as `moments` has them; of many small ones in host memory at once."""
-    return _each(tensors, host.joined_moments, moments)
+    """Those of each, as `moments` has them: on a GPU, and of small ones in host memory, at once."""
+    return _each(tensors, _fused(tensors, lambda rows: rows), host.joined_moments, moments)
 
 
 def _each(
-    tensors: Sequence[Tensor], together: host.Together, alone: Callable[[Tensor], Tensor]
+    tensors: Sequence[Tensor],
+    known: Sequence[Tensor | None],
+    together: host.Together,
+    alone: Callable[[Tensor], Tensor],
 ) -> list[Tensor]:
     rows = host.in_batches([_small_at_hand(tensor) for tensor in tensors], together)
-    return [
-        alone(tensor) if row is None else row for tensor, row in zip(tensors, rows, strict=True)
-    ]
+    found = []
+    for tensor, row, other in zip(tensors, rows, known, strict=True):
+        read = other if row is None else row
+        found.append(alone(tensor) if read is None else read)
+    return found
+
+
+def _fused(tensors: Sequence[Tensor], wanted: Callable[[Tensor], Tensor]) -> list[Tensor | None]:
+    """What is wanted of the moments of those that `fused` can read."""
+    known: list[Tensor | None] = [None] * len(tensors)
+    by_device: dict[torch.device, list[tuple[int, Tensor]]] = {}
+    for place, tensor in enumerate(tensors):
+        if fused.is_on_gpu(tensor):
+            flat = _in_any_order(tensor)
+            if fused.fits(flat):
+                by_device.setdefault(flat.device, []).append((place, flat))
+    for some in by_device.values():
+        rows = fused.moments_of([flat for _, flat in some])
+        if rows is not None:
+            for (place, _), row in zip(some, wanted(rows).unbind(), strict=True):
+                known[place] = row
+    return known
 
 
 def _small_at_hand(tensor: Tensor) -> Tensor | None:
@@ -212,8 +234,9 @@ def squares(tensor: Tensor) -> Tensor:
 
 
 def squares_of(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Those of each, as `squares` has them; of many small ones in host memory at once."""
-    return _each(tensors, host.joined_squares, squares)
+    """Those of each, as `squares` has them: on a GPU, and of small ones in host memory, at once."""
+    known = _fused(tensors, lambda rows: torch.stack([rows[:, 2], rows[:, 0]], 1))
+    return _each(tensors, known, host.joined_squares, squares)
 
 
 def update_products(before: Tensor, after: Tensor, gradient: Tensor) -> Tensor:
