@@ -7,7 +7,7 @@ is not installed, or where anything fails, tensors are read by torch's operators
 """
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -49,26 +49,42 @@ def fits(flat: Tensor) -> bool:
     )
 
 
+def prepare(tensors: Iterable[Tensor]) -> None:
+    """Find out whether it can be used where these are, before training: the host waits for it."""
+    for device in {tensor.device for tensor in tensors if tensor.is_cuda}:
+        _is_trusted(device)
+
+
+def _is_trusted(device: torch.device) -> bool:
+    global usable, problem  # noqa: PLW0603  (of the machine, not of one model)
+    if usable and device not in _trusted:
+        try:
+            _try(importlib.import_module("gradscope.capture.kernels"), device)
+            _trusted.add(device)
+        except ImportError:
+            # Triton does not come with every torch.
+            usable = False
+        except Exception as error:  # noqa: BLE001  (there is another way)
+            usable, problem = False, in_words(error)
+    return usable
+
+
 def moments_of(flats: Sequence[Tensor]) -> Tensor | None:
     """A row for each, see `statistics.MOMENTS`; None if they have to be read in another way.
 
     All on one device.
     """
-    global usable, problem  # noqa: PLW0603  (of the machine, not of one model)
+    global usable, problem
     device = flats[0].device
     # A graph that is being captured would repeat the reading with this table, and forbids pinning.
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         return None
+    if not _is_trusted(device):
+        return None
     try:
         kernels = importlib.import_module("gradscope.capture.kernels")
-        if device not in _trusted:
-            _try(kernels, device)
-            _trusted.add(device)
         # A flat view may skip entries, or repeat one.
         return _read(kernels, [flat.contiguous() for flat in flats])
-    except ImportError:
-        # Triton does not come with every torch.
-        usable = False
     except Exception as error:  # noqa: BLE001  (there is another way)
         usable, problem = False, in_words(error)
     return None

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
-from gradscope.capture import compiled, coverage
+from gradscope.capture import compiled, coverage, fused
 from gradscope.capture.arguments import (
     check_criterion,
     check_model,
@@ -203,6 +203,7 @@ class Scope:
         self._hooks = Hooks(self)
         undo.callback(self._hooks.remove)
         attach(self._hooks, self._observer, core, optimizers, criterion)
+        fused.prepare(core.parameters())
         if is_compiled(model):
             # It may have run before it had hooks.
             compiled.forget_graphs()

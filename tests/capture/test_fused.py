@@ -39,6 +39,7 @@ on_a_gpu = [
 def untried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fused, "usable", True)
     monkeypatch.setattr(fused, "problem", None)
+    monkeypatch.setattr(fused, "_trusted", set())
 
 
 @pytest.fixture
@@ -117,7 +118,6 @@ def test_a_kernel_that_is_wrong_is_not_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "gradscope.capture.kernels", sys)
-    monkeypatch.setattr(fused, "_trusted", set())
     monkeypatch.setattr(fused, "_launch", lambda kernels, flats, rows: rows.zero_())  # noqa: ARG005
     model = nn.Linear(3, 2)
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
