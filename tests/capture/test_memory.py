@@ -47,7 +47,7 @@ def test_ten_thousand_steps_hold_no_more_than_two_thousand(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # What TensorBoard is shown imports matplotlib.
-    monkeypatch.setattr(display, "_FIRST_AFTER", float("inf"))
+    monkeypatch.setattr(display, "_EXPECTED", float("inf"))
     model = nn.Linear(2, 1)
     optimizer = torch.optim.SGD(model.parameters(), 0.01)
     with watch(model, optimizer, log_dir=tmp_path, every=EVERY) as scope:
