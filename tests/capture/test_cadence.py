@@ -132,7 +132,7 @@ def test_however_cheap_the_log_stays_small(size: int, train: Run) -> None:
     written = size * (1 + np.arange(len(training.recorded)))
     allowed = 32_000_000 + 48 * np.array(training.recorded)
     # One more than there is room for, and a third by jitter; beyond that the few that show where
-    # training is: each at three times the last one's step, until what a record takes is made up for.
+    # training is: each at three times the last one's step, until a record is made up for.
     few = max(0.0, np.log(size / 48 / (32_000_000 / size)) / np.log(3))
     assert (written <= allowed + (1 + 1 / 3 + np.ceil(few)) * size).all()
     assert written[-1] > 0.95 * min(allowed[-1], 300_000 * size)

@@ -140,7 +140,6 @@ BROKEN |= {
     "_packet": Handover,
     "_write_new_entities": Handover,
     "seconds": Handover,
-    "record_bytes": Handover,
 }
 BROKEN |= {"propose": Cadence, "closed": Events}
 BROKEN |= {"remember": Former, "among": Former, "left_behind": Roster, "condense": Rows}
@@ -177,7 +176,8 @@ def test_what_breaks_is_where_the_lists_look() -> None:
     listed = {(name, holder) for name, holder in [*BROKEN.items(), *BROKEN_SCALING]}
     for holder in (Handover, LossScaling):
         methods = {name for name in vars(holder) if not name.startswith("__")}
-        assert {(name, holder) for name in methods} <= listed
+        # That is asked under a budget alone, by `propose`.
+        assert {(name, holder) for name in methods - {"record_bytes"}} <= listed
 
 
 def train_scaled(
