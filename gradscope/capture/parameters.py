@@ -123,7 +123,7 @@ class ParameterReader:
                     found.append((row, parameter, gradient))
         earlier = len(self._pending)
         # What is measured is still in the cache when its sample is taken.
-        for batch in _batches(found):
+        for batch in [found] if self._samples is None else _batches(found):
             self._measure(batch, left)
             if self._samples is not None:
                 self._pending += self._take(batch, left, self._samples)
