@@ -255,7 +255,7 @@ def test_new_points_and_pictures_while_training_goes_on(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(display, "_EXPECTED", 0.0)
-    monkeypatch.setattr(display, "_SHARE", 1.0)
+    monkeypatch.setattr(display, "_SHARE", 1e9)
     name = f"live-{server.load_fast}"
     model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
     optimizer = torch.optim.SGD(model.parameters(), 0.1)

@@ -131,7 +131,7 @@ def test_the_text_beside_it_is_one_short_line() -> None:
     assert repr(run) == "Run('Sequential', 3 steps seen, 3 recorded)"
     known = len(CATALOGUE["parameters"])
     assert repr(run.parameters) == f"Table(3 steps × 500 entities × {known} quantities)"
-    assert repr(run.histograms) == "Histograms(0 steps × 0 parameters)"
+    assert repr(run.histograms) == "Histograms(0 steps × 0 entities)"
     assert repr(sick_report()) == "Report(5 findings, 1 rules skipped)"
 
 
