@@ -45,13 +45,8 @@ class CaptureConfig:
             raise ConfigError(message)
 
     @property
-    def measures_updates(self) -> bool:
-        """Whether updates are wanted, and the histograms that come with them."""
-        return self.level != "parameters"
-
-    @property
-    def measures_outputs(self) -> bool:
-        """Whether outputs are wanted, and the gradients arriving there."""
+    def is_full(self) -> bool:
+        """Whether more than gradients and weights is wanted: updates, histograms, outputs."""
         return self.level != "parameters"
 
     @property

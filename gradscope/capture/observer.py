@@ -71,7 +71,7 @@ class Observer:
         self._scaling = scaling = LossScaling(scaler, self.optimizers, guard)
         self._taps = ModuleTaps(self._roster, config, guard, scaling) if outputs else None
         guard.on_disable[STEPS] = self._release
-        self._samples = CoordinateSamples(config) if config.measures_updates else None
+        self._samples = CoordinateSamples(config) if config.is_full else None
         # Set by the owner: hooks the parts, when they are to be hooked; told how many steps are
         # recorded, when one more is.
         self.watch_parts: Callable[[], None] = lambda: None

@@ -55,14 +55,13 @@ class ParameterReader:
         self._rows = rows
         self._samples = samples
         # Whether histograms of weights and updates are wanted, too.
-        self._deep = False
+        self._deep = samples is not None and samples.count_everything
         self._roster = roster
         self._known = roster.parameters
         if split_only:
             self._known = {key: entry for key, entry in self._known.items() if groups(entry[1])}
         self._embeddings = roster.embeddings
         if samples is not None:
-            self._deep = samples.count_everything
             samples.fit(parameter for _, parameter in self._known.values())
         self._read: set[int] = set()
         self._missing: set[int] = set()

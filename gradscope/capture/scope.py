@@ -176,7 +176,7 @@ class Scope:
         core = unwrapped(model)
         known = processes()
         self._writes = known is None or known.writes
-        outputs = config.measures_outputs and not scripted and self._writes
+        outputs = config.is_full and not scripted and self._writes
         self._observer = Observer(
             core, config, self._guard, scaler, outputs=outputs, writes=self._writes
         )

@@ -75,9 +75,10 @@ def collect(files: Sequence[Path], most: int | None = None) -> Collected:
     most: so many bytes of a longer run are kept, about; it is said what is left out.
     """
     found = Collected()
+    every = 1 if most is None else -(-size_of(files) // most)
     for path in files:
         try:
-            found = _collected(found, path, 1 if most is None else _share(files, most))
+            found = _collected(found, path, every)
         except LogError:
             raise
         except OSError as error:
@@ -89,8 +90,13 @@ def collect(files: Sequence[Path], most: int | None = None) -> Collected:
     return found
 
 
-def _share(files: Sequence[Path], most: int) -> int:
-    return -(-sum(path.stat().st_size for path in files) // most)
+def size_of(files: Sequence[Path]) -> int:
+    """Their bytes together. Raises LogError where that can't be asked."""
+    try:
+        return sum(path.stat().st_size for path in files)
+    except OSError as error:
+        message = f"the log can't be read: {error}"
+        raise LogError(message) from error
 
 
 def _collected(found: Collected, path: Path, every: int) -> Collected:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from gradscope.errors import LogError, NoRunError
 from gradscope.log import schema
-from gradscope.log.collecting import Collected, Pulses, Rows, collect
+from gradscope.log.collecting import Collected, Pulses, Rows, collect, size_of
 from gradscope.log.writer import Continuation, known_quantities, run_files
 from gradscope.quantities import CATALOGUE, MAGNITUDES, Magnitudes, TableName
 from gradscope.record import (
@@ -90,7 +90,7 @@ def continuation(log_dir: Path) -> Continuation | None:
         columns = max([0, *widths, *(column + 1 for column in known)])
         entities[table] = tuple(known.get(column) for column in range(columns))
     step = int(run.steps[-1]) + 1 if len(run.steps) else 0
-    size = sum(path.stat().st_size for path in files)
+    size = size_of(files)
     return Continuation(step, found.sequence, entities, run.meta, found.coverage, size)
 
 

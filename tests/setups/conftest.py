@@ -1,8 +1,10 @@
 """What tests of set-ups share."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+import torch.distributed as dist
 
 from tests.setups import agreement_scenarios, distributed_scenarios
 from tests.setups.processes import Outcomes, launcher
@@ -17,6 +19,14 @@ def nothing_compiled() -> Iterator[None]:
     torch._dynamo.utils.counters.clear()
     yield
     torch._dynamo.reset()
+
+
+@pytest.fixture
+def alone(tmp_path: Path) -> Iterator[None]:
+    """A process group of one."""
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="session")

@@ -118,20 +118,19 @@ def ddp_around_a_watched_model(place: Place) -> Result:
     return expected(), seen
 
 
-def _ddp_compiled(place: Place) -> Result:
-    training = _ddp(place)
+def _compiled(place: Place, training: Sharded) -> Result:
     training.model = compiled_module(training.model, backend="aot_eager")
     return _followed(place, training)
 
 
 def ddp_compiled(place: Place) -> Result:
     """As torch does it: one graph for each bucket of gradients."""
-    return _ddp_compiled(place)
+    return _compiled(place, _ddp(place))
 
 
 def ddp_compiled_whole(place: Place) -> Result:
     with torch._dynamo.config.patch(optimize_ddp=False):
-        return _ddp_compiled(place)
+        return _compiled(place, _ddp(place))
 
 
 def _zero_redundancy(place: Place) -> Sharded:
@@ -179,9 +178,7 @@ def fsdp_checkpointed(place: Place) -> Result:
 
 
 def fsdp_compiled(place: Place) -> Result:
-    training = fsdp(place)
-    training.model = compiled_module(training.model, backend="aot_eager")
-    return _followed(place, training)
+    return _compiled(place, fsdp(place))
 
 
 def fsdp_deep(place: Place) -> Result:

@@ -1,6 +1,6 @@
 """Compiled models with parts that gradscope's ops can't be in: they train as they do unwatched."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from torch.nn.parallel import DistributedDataParallel
@@ -166,14 +165,6 @@ def test_compiled_autograd(tmp_path: Path) -> None:
     assert_trains_as_ever(
         lambda: Whole(in_turn), compiled, compiled_autograd, tmp_path, "compiled_autograd"
     )
-
-
-@pytest.fixture
-def alone(tmp_path: Path) -> Iterator[None]:
-    """A group of one process."""
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
 
 
 @closed("DDP, its buckets compiled one by one")

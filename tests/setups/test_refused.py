@@ -1,11 +1,9 @@
 """Ways to shard of which the gradients can't be found: refused, in words that say what to do."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
@@ -29,16 +27,6 @@ def refused(setup: str) -> pytest.MarkDecorator:
 
 def net() -> nn.Sequential:
     return nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 3))
-
-
-@pytest.fixture
-def alone(tmp_path: Path) -> Iterator[None]:
-    """A process group of one."""
-    dist.init_process_group(
-        "gloo", init_method=f"file://{tmp_path / 'rendezvous'}", rank=0, world_size=1
-    )
-    yield
-    dist.destroy_process_group()
 
 
 @refused("`FullyShardedDataParallel` (FSDP1)")

@@ -236,39 +236,34 @@ def test_a_loop_that_takes_its_gradients_inside_a_transform_is_told(tmp_path: Pa
     assert said == [TOLD]
 
 
-@pytest.mark.parametrize("runs", ["a part", "the model"])
-def test_a_transform_within_a_step_is_told_once(runs: str, tmp_path: Path) -> None:
+def told(folder: Path, every: int, within: Callable[[nn.Module, Tensor, int], object]) -> list[str]:
+    """What is said of a training of three steps in whose forward this runs, too."""
     model = mlp_model()
     optimizer = SGD(model.parameters(), lr=0.1)
-    with watch(model, optimizer, log_dir=tmp_path, every=1) as scope:
-        for _ in range(2):
-            x, y = vectors()
-            out = model(x)
-            vmap(model[0] if runs == "a part" else model)(x)
-            F.cross_entropy(out, y).backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            scope.log(loss=1.0)
-        run = scope.run()
-    said = [problem["message"] for problem in run.meta["problems"]]
-    assert said.count(TOLD) == 1
-
-
-def test_a_transform_in_steps_that_are_not_recorded_is_not_told(tmp_path: Path) -> None:
-    model = mlp_model()
-    optimizer = SGD(model.parameters(), lr=0.1)
-    with watch(model, optimizer, log_dir=tmp_path, every=10) as scope:
+    with watch(model, optimizer, log_dir=folder, every=every) as scope:
         for number in range(3):
             x, y = vectors()
             out = model(x)
-            if number == 1:
-                vmap(model)(x)
+            within(model, x, number)
             F.cross_entropy(out, y).backward()
             optimizer.step()
             optimizer.zero_grad()
             scope.log(loss=1.0)
-        run = scope.run()
-    assert run.meta["problems"] == []
+        return [problem["message"] for problem in scope.run().meta["problems"]]
+
+
+@pytest.mark.parametrize("runs", ["a part", "the model"])
+def test_a_transform_within_a_step_is_told_once(runs: str, tmp_path: Path) -> None:
+    def within(model: nn.Module, x: Tensor, number: int) -> Tensor:
+        del number
+        out: Tensor = vmap(model.get_submodule("0") if runs == "a part" else model)(x)
+        return out
+
+    assert told(tmp_path, 1, within).count(TOLD) == 1
+
+
+def test_a_transform_in_steps_that_are_not_recorded_is_not_told(tmp_path: Path) -> None:
+    assert told(tmp_path, 10, lambda model, x, number: number == 1 and vmap(model)(x)) == []
 
 
 @support(
