@@ -80,6 +80,38 @@ PARAMETERS: tuple[Quantity, ...] = (
         "change is below the weight's dtype, or the learning rate is zero (of large parameters, "
         "of a sample)",
     ),
+    _parameter(
+        "grad_previous_cosine",
+        "cos(g,g₋₁)",
+        "-1 to 1",
+        "angle of the gradient with that of the step before, where both were recorded (on a "
+        "fixed sample of coordinates)",
+    ),
+    _parameter(
+        "grad_balance",
+        "⟨∂L/∂b,Σδ⟩/‖Σδ‖²",
+        "ratio",
+        "a bias's gradient along the sum of the gradients that arrived at its layer's output in "
+        "this step: 1 where it is that sum, -1 where it was negated, less where it was scaled down",
+    ),
+    _parameter(
+        "grad_balance_cosine",
+        "cos(∂L/∂b,Σδ)",
+        "-1 to 1",
+        "the angle between the two: where it is not 1 or -1 the gradient holds something else",
+    ),
+    _parameter(
+        "duplicate_rows_fraction",
+        "duplicates",
+        "share",
+        "share of a matrix's rows, of a sample of 64, that equal another row to the bit",
+    ),
+    _parameter(
+        "epsilon_share",
+        "P(√v̂<ε)",
+        "share",
+        "share of a sample of coordinates in which Adam's √v̂ is below its ε",
+    ),
     _parameter("requires_grad", "trainable", "0 or 1", "1 where the parameter is trainable"),
     _parameter(
         "in_optimizer",
@@ -128,6 +160,25 @@ MODULES: tuple[Quantity, ...] = (
         "dead",
         "share",
         "share of units that were zero for each of the last N recorded samples",
+    ),
+    _module(
+        "output_sample_similarity",
+        "cos(yᵢ,yⱼ)",
+        "-1 to 1",
+        "mean cosine of the outputs of two different samples of the batch (of a sample of 64)",
+    ),
+    _module(
+        "training",
+        "training",
+        "0 or 1",
+        "1 where the module was in training mode when it ran, 0 in evaluation mode (of modules "
+        "that behave differently: dropout and batch norms)",
+    ),
+    _module(
+        "buffer_norm",
+        "‖running‖",
+        "activation",
+        "2-norm of a batch norm's running mean and variance before the step",
     ),
     _module(
         "attention_logit_max",
@@ -229,6 +280,40 @@ SIGNALS: tuple[Quantity, ...] = (
     _signal("rms", "rms(x)", "signal", "root mean square of its entries"),
     _signal("absmax", "max|x|", "signal", "largest magnitude among its entries"),
     _signal("nonfinite", "#NaN,Inf", "count", "number of entries that are NaN or infinite"),
+    _signal("min", "min(x)", "signal", "smallest entry"),
+    _signal("max", "max(x)", "signal", "largest entry"),
+    _signal(
+        "sample_std",
+        "std over samples",
+        "signal",
+        "standard deviation over the samples of the batch, rms over the rest: 0 where all samples "
+        "are the same",
+    ),
+    _signal(
+        "feature_std_min",
+        "min σ_feature",
+        "signal",
+        "smallest standard deviation over the samples of any feature (dimension 1)",
+    ),
+    _signal(
+        "feature_std_max",
+        "max σ_feature",
+        "signal",
+        "largest standard deviation over the samples of any feature (dimension 1)",
+    ),
+    _signal(
+        "distinct",
+        "#values",
+        "count",
+        "number of distinct values (of a sample of 4,096 entries)",
+    ),
+    _signal(
+        "repeated",
+        "repeated",
+        "0 or 1",
+        "1 where the entries are those of the step before, to the bit, where both were recorded "
+        "(of a sample of 4,096 entries)",
+    ),
 )
 
 CATALOGUE: dict[TableName, tuple[Quantity, ...]] = {
