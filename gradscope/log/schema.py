@@ -3,7 +3,8 @@
 Own records carry the plugin name `gradscope`. Tables are float32 tensors of shape (quantities,
 entities); column i is always the i-th entity of the append-only entity list; where rows are left
 out, the metadata say of which quantities those there are, a byte for each. The pulse is a float64
-tensor of shape (steps, columns) that names its columns itself. The counts of a step's histograms
+tensor of shape (steps, columns); its metadata name the columns, or nothing where they are the usual
+ones: a long run has a million of them. The counts of a step's histograms
 are one packed string, whose metadata name the bins. Everything else is JSON.
 """
 
@@ -28,8 +29,9 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 from gradscope.quantities import MAGNITUDES, Magnitudes, TableName
 from gradscope.record import CountArray, pack_counts
 
-# 1: the first. 2: tables without the quantities that were not measured of anything.
-FORMAT_VERSION = 2
+# 1: the first. 2: tables without the quantities that were not measured of anything. 3: pulses that
+# do not name the columns that nearly all have.
+FORMAT_VERSION = 3
 
 PLUGIN = "gradscope"
 FILE_SUFFIX = ".gradscope"
@@ -132,8 +134,13 @@ def read_json(value: Value) -> dict[str, Any]:
     return content
 
 
+_USUAL = ["step", "loss", "loss_nonfinite", "learning_rate"]
+
+
 def pulse_value(columns: Sequence[str], rows: NDArray[np.float64]) -> Value:
     """The pulse of some steps: `rows` has a column per name, the first is the step."""
+    if set(columns) == set(_USUAL):
+        return array_value(PULSE, rows[:, [columns.index(name) for name in _USUAL]])
     return array_value(PULSE, rows, json.dumps(list(columns)).encode())
 
 
@@ -145,7 +152,7 @@ def read_pulse(value: Value) -> tuple[list[str], NDArray[np.float64]]:
 @lru_cache(maxsize=64)
 def _columns(content: bytes) -> list[str]:
     # Nearly always those of the record before.
-    columns: list[str] = json.loads(content)
+    columns: list[str] = json.loads(content) if content else _USUAL
     return columns
 
 

@@ -149,7 +149,7 @@ def test_newer_format_is_refused_with_the_way_out(
     with monkeypatch.context() as newer:
         newer.setattr(schema, "FORMAT_VERSION", 99)
         RunWriter(tmp_path, {}).close()
-    said = r"version 99.*reads up to 2.*pip install -U"
+    said = r"version 99.*reads up to 3.*pip install -U"
     with pytest.raises(LogVersionError, match=said) as error:
         load(tmp_path)
     assert isinstance(error.value, LogError)

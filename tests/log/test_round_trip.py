@@ -185,3 +185,24 @@ def test_quantities_that_were_not_measured_of_anything_take_no_room() -> None:
     for quantities in (9, 20):
         with pytest.raises(ValueError, match="quantities"):
             schema.read_table(schema.array_value("t", table), quantities)
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        ["step", "loss", "loss_nonfinite", "learning_rate"],
+        ["step", "learning_rate", "loss", "loss_nonfinite"],
+        ["step", "loss", "learning_rate", "accuracy"],
+    ],
+)
+def test_a_pulse_keeps_the_names_of_its_columns(tmp_path: Path, columns: list[str]) -> None:
+    numbers = np.arange(8.0).reshape(2, 4)
+    if "loss_nonfinite" in columns:
+        numbers[:, columns.index("loss_nonfinite")] = 0, 1
+    writer = RunWriter(tmp_path, {})
+    writer.step(0, {}, {}, (columns, numbers))
+    writer.close()
+    run = load(tmp_path)
+    assert run.steps.tolist() == [0, 4]
+    for name, column in zip(columns[1:], numbers.T[1:], strict=True):
+        assert run.scalars[name].tolist() == column.tolist()
