@@ -201,10 +201,7 @@ def _node(given: object, amount: int) -> Node:
     inputs = tuple(
         at if isinstance(at, int) and 0 <= at < amount else -1 for at in _list(given.get("inputs"))
     )
-    shapes = {
-        tuple(size for size in _list(shape) if isinstance(size, int))
-        for shape in _list(given.get("shapes"))
-    }
+    shapes = {_shape(shape) for shape in _list(given.get("shapes"))}
     saved = given.get("saved")
     return Node(
         op,
@@ -212,6 +209,12 @@ def _node(given: object, amount: int) -> Node:
         shapes.pop() if len(shapes) == 1 else None,
         saved if isinstance(saved, Mapping) else {},
     )
+
+
+def _shape(given: object) -> Shape | None:
+    sizes = _list(given)
+    whole = isinstance(given, list | tuple) and all(isinstance(size, int) for size in sizes)
+    return tuple(sizes) if whole else None
 
 
 def _list(given: object) -> list[Any] | tuple[Any, ...]:

@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn import functional as F  # noqa: N812  (its usual name)
 
 from gradscope.analysis.analyzer import analyze
 from gradscope.analysis.chance import chance
@@ -32,7 +32,8 @@ RULES = (
     constant_target,
     invalid_input,
 )
-NET = nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 10))
+LAST = nn.Linear(7, 10)
+NET = nn.Sequential(nn.Linear(5, 7), nn.ReLU(), LAST)
 
 
 def test_the_head_ends_at_the_last_layer() -> None:
@@ -84,7 +85,7 @@ def test_a_guess_costs_what_equal_probabilities_cost(terms: int, classes: int, l
     [
         lambda z: F.cross_entropy(z, LABELS) + z.pow(2).sum(),
         lambda z: F.cross_entropy(z, LABELS) + F.cross_entropy(z[:, :2], LABELS % 2),
-        lambda z: F.cross_entropy(z, LABELS) + NET[2].weight.pow(2).sum(),
+        lambda z: F.cross_entropy(z, LABELS) + LAST.weight.pow(2).sum(),
         lambda z: F.mse_loss(z, torch.zeros(8, 10)),
     ],
 )

@@ -8,6 +8,7 @@ import numpy as np
 from gradscope.analysis.finding import Evidence, Finding, Severity
 from gradscope.analysis.graph import BINARY, LIKELIHOODS, Graph, loss_graph
 from gradscope.analysis.harm import LossVerdict, progress
+from gradscope.analysis.robust import Bools
 from gradscope.analysis.rule import UnjudgedError, rule
 from gradscope.analysis.signals import Signal, signal
 from gradscope.analysis.words import count, number
@@ -95,8 +96,8 @@ def _what_broke(run: Run, step: int) -> tuple[Severity, str]:
     """What became of the training from this step on."""
     later = run.steps >= step
     recorded = run.parameters.steps >= step
-    broken = np.nan_to_num(run.parameters["grad_nonfinite"][recorded]) > 0
-    gradients = broken.any(axis=1)
+    entries = np.nan_to_num(run.parameters["grad_nonfinite"][recorded])
+    gradients: Bools = np.asarray((entries > 0).any(axis=1))
     losses = run.scalars["loss_nonfinite"][later] > 0
     if progress(run).verdict is LossVerdict.NONFINITE or (gradients.size and gradients[-1]):
         return Severity.ERROR, "the loss or the gradients are no finite numbers since"

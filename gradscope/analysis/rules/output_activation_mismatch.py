@@ -67,6 +67,8 @@ class _Mismatch:
     least: Severity
     observed: float
     limit: float | None = None
+    # A loss that breaks, though it was learning, is its work.
+    breaks: bool = False
 
 
 @rule("GS604", name="output-activation-mismatch", limits=Limits())
@@ -126,9 +128,8 @@ def output_activation_mismatch(run: Run, limits: Limits) -> Iterator[Finding]:
 
 
 def _severity(loss: Progress, found: _Mismatch) -> Severity:
-    if loss.failed or loss.verdict is LossVerdict.NONFINITE:
-        return Severity.ERROR
-    return found.least
+    broken = found.breaks and loss.verdict is LossVerdict.NONFINITE
+    return Severity.ERROR if loss.failed or broken else found.least
 
 
 def _single_unit(graph: Graph, loss: Progress) -> _Mismatch | None:
@@ -274,6 +275,7 @@ def _logarithm_of_scores(graph: Graph) -> _Mismatch | None:
                     (_USE_LOGITS, f"For independent classes: {_USE_BINARY_LOGITS}"),
                     Severity.INFO,
                     0.0,
+                    breaks=True,
                 )
     return None
 
