@@ -7,6 +7,9 @@ import numpy as np
 from gradscope.analysis.robust import F64, measured
 from gradscope.record import Entity, Run, StepArray
 
+# A single batch may be an exception.
+_FEW = 5
+
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Signal:
@@ -25,6 +28,12 @@ class Signal:
         values = self[quantity]
         known = values[measured(values)]
         return float(known[0]) if known.size else float("nan")
+
+    def last(self, quantity: str) -> float:
+        """The median of the last few that were measured; NaN without."""
+        values = self[quantity]
+        known = values[measured(values)][-_FEW:]
+        return float(np.median(known)) if known.size else float("nan")
 
     def typical(self, quantity: str) -> float:
         """The median of what was measured; NaN without."""

@@ -165,8 +165,20 @@ class TestUnscaledTarget:
         findings = found(unscaled_target, self.aimed(regression(), target, output).build())
         assert bool(findings) is expected
 
-    def test_what_learns_is_not_harmed(self) -> None:
-        assert found(unscaled_target, self.aimed(regression(LEARNING), 1e5).build()) == []
+    @pytest.mark.parametrize(("output", "expected"), [(-100.0, True), (100.0, False)])
+    def test_outputs_that_are_still_on_their_way(self, output: float, expected: bool) -> None:
+        # The targets have a mean of 5e4 and a σ of 5e4.
+        builder = self.aimed(regression(LEARNING), 1e5)
+        builder.set("signals", "mean", "output", output)
+        findings = found(unscaled_target, builder.build())
+        assert [finding.severity for finding in findings] == [Severity.WARNING] * expected
+
+    def test_what_arrives_is_not_harmed(self) -> None:
+        builder = self.aimed(regression(CONVERGED), 1e5)
+        builder.set("signals", "mean", "output", -1e4)
+        assert found(unscaled_target, builder.build()) == []
+        builder = self.aimed(regression(LEARNING), 1e5)
+        assert found(unscaled_target, builder.build()) == []
 
     def test_class_indices_have_no_scale(self) -> None:
         assert found(unscaled_target, self.aimed(classifier(STUCK), 5e4).build()) == []

@@ -123,6 +123,7 @@ class TestOutputActivation:
         [
             (SCORES, lambda z: F.nll_loss(z.log_softmax(0), LABELS), "over the batch"),
             (ending(nn.Softmax(0)), lambda p: F.nll_loss(p.log(), LABELS), "over the batch"),
+            (SCORES, lambda z: F.nll_loss((z.softmax(0) + 1e-9).log(), LABELS), "over the batch"),
             (ending(nn.Softmax(0)), lambda p: F.mse_loss(p, ONE_HOT), "over the batch"),
             (
                 SCORES,
@@ -276,6 +277,8 @@ class TestLossShape:
             lambda z: ((z - Y) ** 2).mean(),
             lambda z: ((z - Y) * (z - Y)).mean(),
             lambda z: (Y - z).abs().mean(),
+            lambda z: (F.softplus(z) - z * Y).mean(),
+            lambda z: -(Y * z.sigmoid().log() + (1 - Y) * (1 - z.sigmoid()).log()).mean(),
             lambda z: ((z.view(-1) - Y[:, None]) ** 2).mean().sqrt(),
             lambda z: 0.5 * ((z[:, 0] - Y[:, None]) ** 2).sum() / 8,
         ],
@@ -315,6 +318,9 @@ class TestLossShape:
             lambda z: ((z - Y) ** 2).min(1).values.mean(),
             lambda z: torch.cdist(z, Y[:, None]).mean(),
             lambda z: (z @ Y[None, :]).pow(2).mean(),
+            # A product of what is not the output, and one summed over one of the axes.
+            lambda z: (z.square().sum(1) * Y[:, None]).mean(),
+            lambda z: (z * Y).sum(1).exp().mean(),
         ],
     )
     def test_shapes_that_are_meant(self, loss: Loss) -> None:

@@ -21,9 +21,11 @@ class Limits:
 
 
 _DIFFERENCES = ("Sub", "Rsub")
-# What a regression makes of differences before it averages them. An exponential (of kernels), a
+# What a loss by hand makes of all pairs before it averages them. An exponential (of kernels), a
 # minimum (of matchings) or a sum over one of the dimensions is meant to see all pairs.
-_OF_DIFFERENCES = frozenset({"Abs", "Clamp", "Div", "Mul", "Neg", "Pow", "Square", "Where"})
+_BEFORE_THE_MEAN = frozenset(
+    {"Abs", "Add", "Clamp", "Div", "Mul", "Neg", "Pow", "Rsub", "Square", "Sub", "Where"}
+)
 
 
 @rule("GS605", name="loss-shape-mismatch", limits=Limits())
@@ -32,8 +34,9 @@ def loss_shape_mismatch(run: Run, limits: Limits) -> Iterator[Finding]:
 
     ## What it measures
     In the autograd graph of the first recorded loss: a difference of the model's output and
-    something that needs no gradient, squared or absolute and averaged at once, which has the
-    batch on two of its axes though the output has it on one: [B, 1] against [B] makes [B, B].
+    something that needs no gradient, squared or absolute and averaged at once (or their product,
+    in a cross-entropy by hand), which has the batch on two of its axes though the output has it
+    on one: [B, 1] against [B] makes [B, B].
 
     ## Why it matters
     Each output is drawn to all targets alike, and the best it can do is their mean: the loss
@@ -79,7 +82,7 @@ def loss_shape_mismatch(run: Run, limits: Limits) -> Iterator[Finding]:
 
 def _broadcast(graph: Graph, limits: Limits) -> tuple[Shape, Shape] | None:
     """The shapes of the output and of all its pairs with the target; None where they match."""
-    for index in graph.find(*REGRESSIONS, *_DIFFERENCES):
+    for index in graph.find(*REGRESSIONS, *_DIFFERENCES, "Mul"):
         node = graph.nodes[index]
         output, pairs = _only_operand(node), node.shape
         if output >= 0 and graph.nodes[output].op == "Expand":
@@ -87,6 +90,9 @@ def _broadcast(graph: Graph, limits: Limits) -> tuple[Shape, Shape] | None:
         if output < 0 or pairs is None or not _is_squared(graph.nodes[output].shape, pairs):
             continue
         if pairs[0] < limits.smallest_batch or _is_meant(graph, output, pairs):
+            continue
+        # A product is that of a cross-entropy by hand only if it is one of the output.
+        if node.op == "Mul" and not _is_of_the_output(graph, output):
             continue
         if node.op in REGRESSIONS or _is_averaged_at_once(graph, index, pairs):
             return graph.nodes[output].shape or (), pairs
@@ -99,10 +105,21 @@ def _only_operand(node: Node) -> int:
     return operands[0] if len(operands) == 1 else -1
 
 
+def _is_of_the_output(graph: Graph, index: int) -> bool:
+    """Whether it is the model's output, entry by entry, or a function of it."""
+    shape, seen = graph.nodes[index].shape, set[int]()
+    while index >= 0 and index not in seen and graph.nodes[index].shape == shape:
+        if index == graph.output:
+            return True
+        seen.add(index)
+        index = _only_operand(graph.nodes[index])
+    return False
+
+
 def _is_squared(output: Shape | None, pairs: Shape) -> bool:
     """Whether the batch came twice: [B] or [B, 1, …] became [B, B, …]."""
     batch, rest = pairs[:1], pairs[2:]
-    squared = pairs[:2] == batch * 2
+    squared = bool(pairs) and pairs[:2] == batch * 2
     return squared and (output == (*batch, 1, *rest) or (output == batch and not rest))
 
 
@@ -119,17 +136,17 @@ def _is_meant(graph: Graph, output: int, pairs: Shape) -> bool:
 
 
 def _meets_itself(graph: Graph, node: Node, pairs: Shape) -> bool:
-    """Whether two that need a gradient are broadcast to all pairs; not a square, d·d."""
+    """Whether several that need a gradient make all pairs, none of which is all pairs already."""
     operands = [graph.nodes[at] for at in node.inputs if at >= 0]
-    broadcast = any(made.shape != pairs or made.op == "Expand" for made in operands)
-    return node.shape == pairs and len(operands) > 1 and broadcast
+    narrow = all(made.shape != pairs or made.op == "Expand" for made in operands)
+    return node.shape == pairs and len(operands) > 1 and narrow
 
 
 def _is_averaged_at_once(graph: Graph, difference: int, pairs: Shape) -> bool:
     """Whether all that is made of the differences ends in one number."""
     for index in graph.above(difference) - {difference}:
         node = graph.nodes[index]
-        if node.shape != () and (node.shape != pairs or node.op not in _OF_DIFFERENCES):
+        if node.shape != () and (node.shape != pairs or node.op not in _BEFORE_THE_MEAN):
             return False
     return True
 

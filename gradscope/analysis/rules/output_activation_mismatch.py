@@ -47,6 +47,8 @@ _MODULES = {"Relu": "ReLU"}
 # What may stand between scores and their logarithm without making them positive.
 _RESCALING = frozenset({"Add", "Clamp", "ClampMin", "Div", "Mul", "Rsub", "Sub"})
 
+_CLIPPING = frozenset({"Add", "Clamp", "ClampMin", "Log"})
+
 _USE_LOGITS = "Hand the scores of the last layer to F.cross_entropy: it takes the softmax itself."
 _USE_BINARY_LOGITS = (
     "Hand the scores of the last layer to F.binary_cross_entropy_with_logits: it takes the "
@@ -136,7 +138,7 @@ def _single_unit(graph: Graph, loss: Progress) -> _Mismatch | None:
     """A softmax over one unit, of the model's output or straight into a loss."""
     ends = set(graph.way(graph.output)) if graph.output is not None else set()
     for above in graph.find(*LIKELIHOODS, *REGRESSIONS, "BinaryCrossEntropy", "Log"):
-        ends.update(at for end in graph.nodes[above].inputs for at in graph.way(end))
+        ends.update(_unclipped(graph, end) for end in graph.nodes[above].inputs)
     for index in graph.find("Softmax", "LogSoftmax"):
         node = graph.nodes[index]
         if index in ends and _size(node) == 1 and node.entries > 1:
@@ -161,9 +163,7 @@ def _wrong_dimension(graph: Graph, run: Run) -> _Mismatch | None:
     for index in graph.find(*LIKELIHOODS):
         given = graph.nodes[index].inputs[0] if graph.nodes[index].inputs else -1
         shape = graph.nodes[given].shape if given >= 0 else None
-        at = graph.maker(given)
-        if at >= 0 and graph.nodes[at].op == "Log":
-            at = graph.maker(graph.nodes[at].inputs[0])
+        at = _unclipped(graph, given)
         if shape is None or at < 0 or graph.nodes[at].op not in {"Softmax", "LogSoftmax"}:
             continue
         classes = shape[min(1, len(shape) - 1)] if shape else 0
@@ -180,6 +180,16 @@ def _wrong_dimension(graph: Graph, run: Run) -> _Mismatch | None:
             if node.op == "Softmax" and node.dim == 0 and len(shape) > 1 and shape[:1] == batch:
                 return _over(node, "the units")
     return None
+
+
+def _unclipped(graph: Graph, index: int) -> int:
+    """What made these entries, or those that they are the logarithm of, clipped or with an ε."""
+    at, seen = graph.maker(index), set[int]()
+    while at >= 0 and at not in seen and graph.nodes[at].op in _CLIPPING:
+        seen.add(at)
+        operands = [used for used in graph.nodes[at].inputs if used >= 0]
+        at = graph.maker(operands[0]) if len(operands) == 1 else -1
+    return at
 
 
 def _over(node: Node, instead: str) -> _Mismatch:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from gradscope.analysis.finding import Evidence, Finding, Severity
 from gradscope.analysis.graph import BINARY, LIKELIHOODS, REGRESSIONS, loss_graph
-from gradscope.analysis.harm import progress
+from gradscope.analysis.harm import LossVerdict, progress
 from gradscope.analysis.robust import measured
 from gradscope.analysis.rule import UnjudgedError, rule
 from gradscope.analysis.signals import signal
@@ -25,6 +25,8 @@ class Limits:
     # A net on standardized inputs puts out 0.1 to 1 at first (He et al. 2015); a last layer
     # that starts at zero is no measure of it.
     least_output: float = 0.1
+    # Fewer steps are a beginning (analysis/harm.py).
+    fewest_steps: int = 20
     # A tenth of a weight in one step, DeepDiagnosis' and TheDeepChecker's upper bound.
     large_update: float = 0.1
 
@@ -38,7 +40,8 @@ def unscaled_target(run: Run, limits: Limits) -> Iterator[Finding]:
 
     ## What it measures
     The root mean square of the targets over that of the model's output at the first recorded
-    step, in a regression; and whether the loss gets anywhere.
+    step, in a regression; and whether the loss is stuck or broken, or the outputs end farther
+    from the targets' mean than the targets' standard deviation.
 
     ## Why it matters
     The gradient of a squared error is in proportion to the error. With SGD the first steps are as
@@ -66,7 +69,12 @@ def unscaled_target(run: Run, limits: Limits) -> Iterator[Finding]:
         return
     ratio = scale / max(first, limits.least_output)
     loss = progress(run)
-    if ratio < limits.ratio or not loss.failed:
+    mean, sigma = target.typical("mean"), target.typical("std")
+    # The mean of all targets, which takes no input to know, would be a better output.
+    away = abs(output.last("mean") - mean)
+    on_the_way = loss.verdict in {LossVerdict.LEARNING, LossVerdict.UNKNOWN}
+    far = on_the_way and away > sigma and len(run.steps) >= limits.fewest_steps
+    if ratio < limits.ratio or not (loss.failed or far):
         return
     step, last = target.span("rms")
     moved = _largest_update(run)
@@ -75,12 +83,12 @@ def unscaled_target(run: Run, limits: Limits) -> Iterator[Finding]:
         if moved >= limits.large_update
         else "the steps are too small for the way"
     )
-    mean, sigma = target.typical("mean"), target.typical("std")
+    still = "" if loss.failed else f", the outputs end {number(away)} from their mean"
     yield unscaled_target.finding(
-        Severity.ERROR,
+        Severity.ERROR if loss.failed else Severity.WARNING,
         None,
         f"The targets (rms {number(scale)}) are {number(ratio)} times as large as the output at "
-        f"first ({number(first)}), {steps}, and {loss.words}.",
+        f"first ({number(first)}), {steps}{still}, and {loss.words}.",
         evidence=(
             Evidence("rms of target / rms of output", "target", step, last, ratio, limits.ratio),
         ),
