@@ -16,7 +16,7 @@ from gradscope.record import Run
 class Limits:
     """When a target counts as constant."""
 
-    # Of two equally frequent classes 8 samples of 5 batches are all alike in one of 2⁴⁰ cases.
+    # Of two equally frequent classes 8 samples of 5 batches are all alike in one of 2³⁹ cases.
     fewest_samples: int = 8
     fewest_steps: int = 5
 

@@ -23,6 +23,8 @@ class Limits:
     # A loss function may leave the sum to a further operation; of the terms some are ignored
     # (padding), and single ones cost more than guessing.
     sum_within: float = 2.0
+    # Fewer steps are a beginning (analysis/harm.py).
+    fewest_steps: int = 20
 
 
 @rule("GS603", name="initial-loss-off", limits=Limits())
@@ -81,7 +83,7 @@ def initial_loss_off(run: Run, limits: Limits) -> Iterator[Finding]:
             "at zero.",
         )
     yield initial_loss_off.finding(
-        _severity(run, loss, guess, summed=summed),
+        _severity(loss, guess, long=len(run.steps) >= limits.fewest_steps, summed=summed),
         None,
         message,
         evidence=(Evidence("loss / ln C", None, 0, 0, ratio, limits.factor),),
@@ -96,14 +98,10 @@ def _is_sum(guess: Chance, ratio: float, limits: Limits) -> bool:
     return guess.summed or near
 
 
-def _severity(run: Run, loss: Progress, guess: Chance, *, summed: bool) -> Severity:
+def _severity(loss: Progress, guess: Chance, *, long: bool, summed: bool) -> Severity:
     if loss.failed:
         return Severity.ERROR if summed else Severity.WARNING
     # Its fall was that of its confidence: a guess is still better.
     seen = loss.verdict in {LossVerdict.LEARNING, LossVerdict.CONVERGED, LossVerdict.UNKNOWN}
     worse = loss.end > guess.loss * (guess.terms if summed else 1)
-    return Severity.WARNING if seen and worse and len(run.steps) >= _A_TREND else Severity.INFO
-
-
-# Fewer steps are a beginning (analysis/harm.py).
-_A_TREND = 20
+    return Severity.WARNING if seen and worse and long else Severity.INFO
