@@ -24,9 +24,6 @@ class Limits:
     # Of what arrives less than this, relative to the gradient, rounding leaves too little to
     # compare: after a hundred steps that all added up.
     smallest: float = 1e-2
-    # Closer than this to one direction, every vector is a multiple of every other: only a sum
-    # that fits without a factor counts.
-    one_direction: float = 0.99
     # A zero_grad() every second step, or once in an epoch, is a fault as well.
     min_share: float = 0.5
     # A coincidence does not come three steps in a row.
@@ -123,8 +120,10 @@ def _adds_up(parts: Balance, limits: Limits) -> tuple[Bools, Bools]:
         off = np.abs(square - arrived**2) / arrived**2
         judged: Bools = in_a_row & np.isfinite(off) & (before > 0)
         judged &= arrived > limits.smallest * gradient
-        parallel = np.abs(parts.cosine[1:]) >= limits.one_direction
-        exact = np.abs(factor - 1) < limits.tolerance
-        possible = np.where(parallel, exact, (factor > 0) & (factor < 1 + limits.tolerance))
-    fits: Bools = judged & possible & (off < limits.tolerance)
+        exact = (np.abs(factor - 1) < limits.tolerance) & (off < limits.tolerance)
+        # The closer all of them are to one direction, the more multiples fit: what counts is what
+        # lies across the gradient.
+        across = 1 - np.minimum(parts.cosine[1:] ** 2, 1.0)
+        clipped = (factor > 0) & (factor < 1) & (off < limits.tolerance * across)
+    fits: Bools = judged & (exact | clipped)
     return fits, judged
