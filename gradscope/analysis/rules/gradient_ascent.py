@@ -33,6 +33,7 @@ class Limits:
     min_steps: int = 3
 
 
+# Of the length of a change.
 _HALF = 0.5
 
 
@@ -111,8 +112,8 @@ def _decays(run: Run) -> bool:
     known = optimizers(run)
     if len(known) != 1:
         return False
-    portion = decay_share(run, known[0], held_weights(run))
-    return bool(np.nan_to_num(median(portion.ravel(), axis=0)) > _HALF)
+    parts = decay_share(run, known[0], held_weights(run))
+    return bool(measured(parts).any() and np.nanmedian(parts) > _HALF)
 
 
 def _is_meant(run: Run) -> bool:

@@ -7,7 +7,7 @@ import numpy as np
 
 from gradscope.analysis.finding import Evidence, Finding, Severity
 from gradscope.analysis.harm import LossVerdict, Progress, progress, stuck_before
-from gradscope.analysis.robust import F64, measured, median, noise, since
+from gradscope.analysis.robust import F64, measured, noise, since
 from gradscope.analysis.rule import UnjudgedError, rule
 from gradscope.analysis.updates import held_weights
 from gradscope.analysis.words import count, number, share
@@ -128,23 +128,25 @@ def _schedule(run: Run, limits: Limits) -> _Schedule | None:
 
 def _slowed(run: Run, schedule: _Schedule, limits: Limits) -> bool:
     """Whether the weights move by as much less, as far as that was measured."""
-    moved = median(run.parameters["update_norm"][:, held_weights(run)], axis=1)
+    moved = run.parameters["update_norm"][:, held_weights(run)].astype(np.float64)
     later = run.recorded_steps >= schedule.begin
-    after, before = median(moved[later], axis=0), median(moved[~later], axis=0)
-    if not measured(after).all():
+    after, before = moved[later], moved[~later]
+    after, before = after[measured(after)], before[measured(before)]
+    if not after.size:
         return True
-    if not measured(before).all():
-        return schedule.onset > 0 or bool(after == 0)
-    return bool(after <= limits.slowed * before)
+    if not before.size:
+        return schedule.onset > 0 or not after.any()
+    return bool(np.median(after) <= limits.slowed * np.median(before))
 
 
 def _severity(run: Run, loss: Progress, schedule: _Schedule, limits: Limits) -> Severity:
-    if loss.failed:
-        return Severity.INFO if stuck_before(run, schedule.begin) else Severity.ERROR
     if loss.verdict in {LossVerdict.CONVERGED, LossVerdict.PROVES_NOTHING}:
         return Severity.INFO
-    harmed = _was_falling(run, loss, schedule, limits) and _rests(run, loss, schedule, limits)
-    return Severity.WARNING if harmed else Severity.INFO
+    if stuck_before(run, schedule.begin) or not _was_falling(run, loss, schedule, limits):
+        return Severity.INFO
+    if loss.failed:
+        return Severity.ERROR
+    return Severity.WARNING if _rests(run, loss, schedule, limits) else Severity.INFO
 
 
 def _was_falling(run: Run, loss: Progress, schedule: _Schedule, limits: Limits) -> bool:

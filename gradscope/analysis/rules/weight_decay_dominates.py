@@ -70,12 +70,12 @@ def weight_decay_dominates(run: Run, limits: Limits) -> Iterator[Finding]:
     if not settings.number("weight_decay") > 0:
         return
     held = held_weights(run)
-    portion = median(decay_share(run, settings, held), axis=1)
+    parts = decay_share(run, settings, held)
     left = _left(run.parameters["weight_norm"][:, held].astype(np.float64))
-    if not measured(portion).any() or not measured(left).any():
+    if not measured(parts).any() or not measured(left).any():
         message = "no weight in an optimizer was measured"
         raise UnjudgedError(message)
-    typical, kept = float(np.nanmedian(portion)), float(np.nanmedian(left))
+    typical, kept = float(np.nanmedian(median(parts, axis=1))), float(np.nanmedian(left))
     if not (typical > limits.share and kept < limits.shrunk):
         return
     loss = progress(run)
