@@ -79,6 +79,15 @@ class TestNeverUpdated:
                 None
             )
 
+    def test_one_of_which_a_part_is_lost_to_the_bit(self) -> None:
+        builder = unmoved(chain(loss=STUCK, rate=1e-6), "layers.0.weight")
+        unmoved(builder, *weights(builder)[1:], lost=0.98)
+        finding = said(builder.build(), never_updated)
+        assert finding is not None
+        assert finding.severity is Severity.ERROR
+        assert "4 weights" in finding.message
+        assert "leaves 98% or more of their entries" in finding.message
+
     @pytest.mark.parametrize(
         ("loss", "severity"),
         [(STUCK, Severity.WARNING), (LEARNING, Severity.INFO), (CONVERGED, Severity.INFO)],
@@ -101,10 +110,10 @@ class TestNeverUpdated:
         assert finding is not None
         assert finding.severity is Severity.WARNING
         assert "too small for their dtype" in finding.message
-        # A scale of 64 entries is not much of the model.
+        # The scale of a norm is the first that a dtype can't move, and does little harm.
         at = builder.at("parameters", "layers.1.weight")
         entities = builder.entities["parameters"]
-        entities[at] = replace(entities[at], group="norm", shape=(64,), numel=64)
+        entities[at] = replace(entities[at], group="norm")
         finding = said(builder.build(), never_updated)
         assert finding is not None
         assert finding.severity is Severity.INFO
@@ -184,18 +193,17 @@ class TestLearningRateCollapsed:
         assert finding is not None
         assert finding.severity is Severity.WARNING
         assert "from 0.1 to" in finding.message
-        # Below a thousandth: in the block after that at which it is a thousandth.
-        begin = int(np.flatnonzero(EVERY_THIRTY < 1e-4)[0])
-        assert f"since step {begin}" in finding.message
-        assert finding.evidence[0].first_step == begin
+        assert "since step 90" in finding.message
+        assert finding.evidence[0].first_step == 90
         assert "scheduler.step()" in finding.remedies[0]
 
     @pytest.mark.parametrize(
         ("losses", "severity"),
         [
-            # It falls all the same; it was stuck before; it has converged.
+            # Sixty steps at a tenth of it or more are no trial.
+            (NOTHING, Severity.ERROR),
+            # It falls all the same; it has converged.
             (FALLING, Severity.INFO),
-            (NOTHING, Severity.INFO),
             (np.linspace(2.3, 0.0, STEPS) ** 8 / 2.3**7 + 0.1, Severity.INFO),
         ],
     )
@@ -203,12 +211,6 @@ class TestLearningRateCollapsed:
         finding = said(scheduled(EVERY_THIRTY, losses).build(), learning_rate_collapsed)
         assert finding is not None
         assert finding.severity is severity
-
-    def test_a_rate_that_falls_before_anything_is_learned(self) -> None:
-        rates = 0.1 * 0.1 ** (np.arange(STEPS) // 3)
-        finding = said(scheduled(rates, NOTHING).build(), learning_rate_collapsed)
-        assert finding is not None
-        assert finding.severity is Severity.ERROR
 
     @pytest.mark.parametrize(
         ("losses", "severity"),

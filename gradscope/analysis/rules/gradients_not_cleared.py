@@ -54,7 +54,7 @@ def gradients_not_cleared(run: Run, limits: Limits) -> Iterator[Finding]:
     Needs layers with biases, and two steps in a row that were recorded; without them it is not
     judged: alone a gradient that grows, or that resembles the one before, proves nothing.
     Accumulation over micro-batches is in order: what arrived is summed over all of them. Momentum
-    that is written into `.grad` by hand is no sum of these two, nor is noise.
+    that is written into `.grad` by hand is no sum of these two, unless it keeps 95 % or more.
 
     ## Example
     `loss.backward(); optimizer.step()` in a loop, without `optimizer.zero_grad()`. Do instead:

@@ -7,11 +7,11 @@ import numpy as np
 
 from gradscope.analysis.finding import Evidence, Finding, Severity
 from gradscope.analysis.harm import LossVerdict, Progress, progress, stuck_before
-from gradscope.analysis.robust import F64, measured, noise, since
+from gradscope.analysis.robust import F64, Bools, measured, noise, since
 from gradscope.analysis.rule import UnjudgedError, rule
 from gradscope.analysis.updates import held_weights
 from gradscope.analysis.words import count, number, share
-from gradscope.record import Run
+from gradscope.record import Run, StepArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +27,9 @@ class Limits:
     slowed: float = 1e-2
     # The least improvement that counts as one (design), of the first loss.
     improvement: float = 0.01
+    # A training that has just begun has not moved yet (GS402): a rate within a tenth of its highest
+    # for fewer steps has not been tried, and a stuck loss is its work.
+    beginning: int = 100
     # Fewer losses than this are a beginning, not a trend (as in analysis/harm.py).
     min_steps: int = 20
 
@@ -35,7 +38,7 @@ class Limits:
 class _Schedule:
     """The learning rates that are known, and from which of them on they are next to nothing."""
 
-    steps: "np.ndarray[tuple[int, ...], np.dtype[np.int64]]"
+    steps: StepArray
     rates: F64
     onset: int
 
@@ -43,6 +46,11 @@ class _Schedule:
     def begin(self) -> int:
         """The step from which on."""
         return int(self.steps[self.onset])
+
+    @property
+    def high(self) -> Bools:
+        """Where the rate is within a tenth of its highest, and above zero."""
+        return (self.rates > 0) & (self.rates >= self.rates.max() / 10)
 
     @property
     def spent(self) -> float:
@@ -121,7 +129,8 @@ def _schedule(run: Run, limits: Limits) -> _Schedule | None:
         message = f"the learning rate is known of {found}, {limits.min_steps} are needed"
         raise UnjudgedError(message)
     rates = rates[known]
-    low = (rates < limits.fall * rates.max()) | (rates == 0)
+    # Ten times a tenth is a hundredth but for rounding.
+    low = rates <= limits.fall * rates.max() * (1 + 1e-6)
     schedule = _Schedule(run.steps[known], rates, since(low))
     return schedule if low[-1] and schedule.spent > limits.min_share_of_steps else None
 
@@ -142,6 +151,11 @@ def _slowed(run: Run, schedule: _Schedule, limits: Limits) -> bool:
 def _severity(run: Run, loss: Progress, schedule: _Schedule, limits: Limits) -> Severity:
     if loss.verdict in {LossVerdict.CONVERGED, LossVerdict.PROVES_NOTHING}:
         return Severity.INFO
+    if int(schedule.high.sum()) < limits.beginning and loss.failed:
+        return Severity.ERROR
+    if not schedule.high.any():
+        # A rate of zero all along, and nothing that fails for it.
+        return Severity.INFO
     if stuck_before(run, schedule.begin) or not _was_falling(run, loss, schedule, limits):
         return Severity.INFO
     if loss.failed:
@@ -151,8 +165,7 @@ def _severity(run: Run, loss: Progress, schedule: _Schedule, limits: Limits) -> 
 
 def _was_falling(run: Run, loss: Progress, schedule: _Schedule, limits: Limits) -> bool:
     """Whether the loss still fell when the rate was last within a tenth of its highest."""
-    high = np.flatnonzero(schedule.rates >= schedule.rates.max() / 10)
-    until = int(schedule.steps[high[-1]]) if schedule.onset else schedule.begin
+    until = int(schedule.steps[np.flatnonzero(schedule.high)[-1]])
     values = _losses(run, run.steps <= until)
     if values.size < limits.min_steps:
         # That is no time for a loss to come to rest in.
@@ -165,7 +178,7 @@ def _rests(run: Run, loss: Progress, schedule: _Schedule, limits: Limits) -> boo
     return values.size >= limits.min_steps and not _falls(values, loss, limits)
 
 
-def _losses(run: Run, which: "np.ndarray[tuple[int, ...], np.dtype[np.bool_]]") -> F64:
+def _losses(run: Run, which: Bools) -> F64:
     values = run.scalars["loss"][which].astype(np.float64)
     return values[np.isfinite(values)]
 

@@ -11,7 +11,7 @@ from gradscope.analysis.layers import module_of, trainable_share
 from gradscope.analysis.optimizers import optimizers, rates_when_recorded
 from gradscope.analysis.robust import F64, Bools, measured, median
 from gradscope.analysis.rule import rule
-from gradscope.analysis.words import listed, share
+from gradscope.analysis.words import count, listed, share
 from gradscope.record import Run
 
 
@@ -73,7 +73,8 @@ def never_updated(run: Run, limits: Limits) -> Iterator[Finding]:
 
     ## Known limits
     The learning rate is known of the first parameter group alone. A layer that rests by a learning
-    rate of zero, while the loss falls, is information. An optimizer that keeps float32 copies of
+    rate of zero, while the loss falls, is information; so are norms, whose scale of 1 is the first
+    that bfloat16 can't move. An optimizer that keeps float32 copies of
     its own steps rarely on the weights that it shows: a norm's scale may rest for long. Where
     steps are too small for float32 too, GS402 or GS101 say so. Biases are not judged.
 
@@ -86,26 +87,28 @@ def never_updated(run: Run, limits: Limits) -> Iterator[Finding]:
     2018 (arXiv:1710.03740), section 3.1, on master copies; Zhang et al. 2021 (AUTOTRAINER, ICSE).
     """
     found = _lost(run, limits)
-    names = run.parameters.names
-    portion = trainable_share(run, found.unmoved | found.mostly)
-    if not found.unmoved.any() and portion < limits.majority:
+    table = run.parameters
+    whole = found.unmoved | found.mostly
+    shown = whole if trainable_share(run, whole) >= limits.majority else found.unmoved
+    if not shown.any():
         return
-    shown = found.unmoved if found.unmoved.any() else found.mostly
     rests = bool(found.by_rate[shown].all())
-    which = [names[column] for column in np.flatnonzero(shown)]
+    which = [table.names[column] for column in np.flatnonzero(shown)]
     loss = progress(run)
-    kept = median(run.parameters["update_lost_fraction"][:, shown], axis=0)
+    kept = median(table["update_lost_fraction"][:, shown], axis=0)
     amount = (
         "no step has changed a bit of them"
-        if found.unmoved.any()
-        else (f"each step leaves {share(float(kept.min()))} of their entries as they were")
+        if found.unmoved[shown].all()
+        else f"each step leaves {share(float(kept.min()))} or more of their entries as they were"
     )
+    portion = share(trainable_share(run, shown))
+    norms = np.array([entity.group == "norm" for entity in table.entities], dtype=bool)
     steps = run.recorded_steps
     yield never_updated.finding(
-        _severity(loss, trainable_share(run, shown), limits, rests=rests),
+        _severity(loss, trainable_share(run, shown & ~norms), limits, rests=rests),
         module_of(which[0]),
-        f"{len(which)} weights ({listed(which)}), {share(trainable_share(run, shown))} of the "
-        f"trainable ones, get gradients, but {amount}: {_reason(rests=rests)}; {loss.words}.",
+        f"{count(len(which), 'weight')} ({listed(which)}), {portion} of all that is trainable, "
+        f"with a gradient: {amount}: {_reason(rests=rests)}; {loss.words}.",
         evidence=tuple(
             Evidence(
                 "update_lost_fraction", name, int(steps[0]), int(steps[-1]), value, limits.lost
