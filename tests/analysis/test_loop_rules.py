@@ -323,7 +323,7 @@ class TestEvalModeInTraining:
         assert finding is not None
         assert finding.severity is Severity.WARNING
         assert "2 dropouts" in finding.message
-        assert "since step 20, and were in training mode before" in finding.message
+        assert "since step 20, and in training mode before" in finding.message
         assert finding.evidence[0].first_step == 20
         assert "model.train()" in finding.remedies[0]
 
@@ -381,7 +381,7 @@ class TestEvalModeInTraining:
         finding = said(new_norms(chain(loss=loss), rms).build(), eval_mode_in_training)
         assert finding is not None
         assert finding.severity is severity
-        assert ("do not normalize" in finding.message) is (severity is Severity.WARNING)
+        assert ("nothing is normalized" in finding.message) is (severity is Severity.WARNING)
 
     def test_norms_that_were_loaded_are_not_new(self) -> None:
         builder = new_norms(chain(loss=STUCK), 30.0)

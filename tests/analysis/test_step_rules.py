@@ -86,7 +86,7 @@ class TestNeverUpdated:
         assert finding is not None
         assert finding.severity is Severity.ERROR
         assert "4 weights" in finding.message
-        assert "leaves 98% or more of their entries" in finding.message
+        assert "leaves at least 98% of their entries" in finding.message
 
     @pytest.mark.parametrize(
         ("loss", "severity"),

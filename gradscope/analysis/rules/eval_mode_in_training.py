@@ -179,16 +179,16 @@ def _what(modules: list[_Off]) -> str:
 
 def _since(modules: list[_Off], first: int) -> str:
     if any(module.switched for module in modules):
-        return f"since step {first}, and were in training mode before"
+        return f"since step {first}, and in training mode before"
     return "in all recorded steps"
 
 
 def _reason(run: Run, shown: list[_Off], *, new: bool, resting: bool) -> str:
     if resting:
-        return "; none of their parameters is trained, so that this is in order"
+        return "; no parameter is trained there, so that this is in order"
     if not new:
         return ""
     scale = _scale(run, shown)
     known = scale[measured(scale)]
-    of = f" (their outputs' rms is up to {number(float(known.max()))})" if known.size else ""
-    return f"; they have never seen a batch, and do not normalize{of}"
+    of = f" (outputs have an rms of up to {number(float(known.max()))})" if known.size else ""
+    return f", with the statistics of a new layer, so that nothing is normalized{of}"

@@ -36,6 +36,8 @@ class Limits:
 
 # Of biases before a norm the gradient is round-off, and its steps are lost by structure.
 _UNJUDGED = frozenset({"bias"})
+# In percent without decimals, what is not all must not look like it.
+_NOT_ALL = 0.99
 # What moves half of its entries, or more, has a dtype that holds its steps.
 _MOVES = 0.5
 
@@ -99,7 +101,8 @@ def never_updated(run: Run, limits: Limits) -> Iterator[Finding]:
     amount = (
         "no step has changed a bit of them"
         if found.unmoved[shown].all()
-        else f"each step leaves {share(float(kept.min()))} or more of their entries as they were"
+        else f"each step leaves at least {share(min(float(kept.min()), _NOT_ALL))} of their entries "
+        "as they were"
     )
     portion = share(trainable_share(run, shown))
     norms = np.array([entity.group == "norm" for entity in table.entities], dtype=bool)
