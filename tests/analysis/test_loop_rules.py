@@ -85,7 +85,8 @@ def summed_between(every: int) -> Callable[[Vectors], Vectors]:
 
 def clipped(arrived: Vectors) -> Vectors:
     norms = np.linalg.norm(arrived, axis=(1, 2), keepdims=True)
-    return arrived * np.minimum(1.0, 5.0 / norms)
+    given: Vectors = arrived * np.minimum(1.0, 5.0 / norms)
+    return given
 
 
 def noisy(arrived: Vectors) -> Vectors:
@@ -428,7 +429,7 @@ class TestRepeatedBatch:
         assert "since step 20" in finding.message
 
     def test_a_second_optimizer_may_work_on_all_of_the_data(self) -> None:
-        meta = {"coverage": {"optimizers": [{"type": "Adam"}, {"type": "LBFGS"}]}}
+        meta: dict[str, Any] = {"coverage": {"optimizers": [{"type": "Adam"}, {"type": "LBFGS"}]}}
         finding = said(fed(chain(**meta), input=same_since(20)).build(), repeated_batch)
         assert finding is not None
         assert finding.severity is Severity.INFO

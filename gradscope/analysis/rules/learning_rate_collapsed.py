@@ -50,7 +50,8 @@ class _Schedule:
     @property
     def high(self) -> Bools:
         """Where the rate is within a tenth of its highest, and above zero."""
-        return (self.rates > 0) & (self.rates >= self.rates.max() / 10)
+        high: Bools = (self.rates > 0) & (self.rates >= self.rates.max() / 10)
+        return high
 
     @property
     def spent(self) -> float:

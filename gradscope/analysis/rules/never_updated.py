@@ -101,7 +101,7 @@ def never_updated(run: Run, limits: Limits) -> Iterator[Finding]:
     amount = (
         "no step has changed a bit of them"
         if found.unmoved[shown].all()
-        else f"each step leaves at least {share(min(float(kept.min()), _NOT_ALL))} of their entries "
+        else f"each step leaves {share(min(float(kept.min()), _NOT_ALL))} of their entries or more "
         "as they were"
     )
     portion = share(trainable_share(run, shown))
@@ -147,8 +147,12 @@ def _expected(run: Run, rate: F64, known: Bools) -> F64:
     NaN: not known.
     """
     table = run.parameters
-    adaptive = any(settings.is_adaptive for settings in optimizers(run))
-    length = 1.0 if adaptive else table["grad_rms"].astype(np.float64)
+    known_settings = optimizers(run)
+    length = table["grad_rms"].astype(np.float64)
+    if any(settings.is_adaptive for settings in known_settings):
+        # Adam's step is the learning rate, unless its ε is larger than the gradient.
+        eps = max((s.number("eps") for s in known_settings if s.is_adam), default=0.0)
+        length = np.minimum(length / eps, 1.0) if eps > 0 else np.ones_like(length)
     with np.errstate(divide="ignore", invalid="ignore"):
         steps = rate[:, None] * length / table["weight_rms"].astype(np.float64)
     return median(np.where(known, steps, np.nan), axis=0)
