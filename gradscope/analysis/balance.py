@@ -36,18 +36,17 @@ class Balance:
 def balance(run: Run) -> Balance:
     """The balance of the run; without a column where none was measured."""
     table = run.parameters
-    norm = table["grad_norm"].astype(np.float64)
-    cosine = table["grad_balance_cosine"].astype(np.float64)
-    known = measured(cosine) & (norm > 0)
-    typical = median(np.where(known, norm, np.nan), axis=0)
-    largest = np.nanmax(typical, initial=0.0) if known.any() else 0.0
-    chosen = known.any(axis=0) & (np.nan_to_num(typical) > _ROUND_OFF * largest)
-    columns = np.flatnonzero(chosen)
+    # Of most parameters there is none.
+    told = np.flatnonzero(measured(table["grad_balance_cosine"]).any(axis=0))
+    norm = table["grad_norm"][:, told].astype(np.float64)
+    norm = np.where(measured(table["grad_balance_cosine"][:, told]) & (norm > 0), norm, np.nan)
+    typical = median(norm, axis=0)
+    columns = told[typical > _ROUND_OFF * typical.max(where=measured(typical), initial=0.0)]
     return Balance(
         tuple(table.entities[column] for column in columns),
         table.steps,
-        norm[:, columns],
+        table["grad_norm"][:, columns].astype(np.float64),
         table["grad_balance"][:, columns].astype(np.float64),
-        cosine[:, columns],
+        table["grad_balance_cosine"][:, columns].astype(np.float64),
         table["grad_previous_cosine"][:, columns].astype(np.float64),
     )

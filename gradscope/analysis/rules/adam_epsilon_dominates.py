@@ -1,5 +1,6 @@
 """GS404 adam-epsilon-dominates."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -9,7 +10,7 @@ from gradscope.analysis.finding import Evidence, Finding
 from gradscope.analysis.harm import progress, severity, standing_still
 from gradscope.analysis.layers import module_of
 from gradscope.analysis.optimizers import optimizers, rates_when_recorded
-from gradscope.analysis.robust import F64, measured, median
+from gradscope.analysis.robust import F64, measured, median, most
 from gradscope.analysis.rule import UnjudgedError, rule
 from gradscope.analysis.updates import held_weights
 from gradscope.analysis.words import layer_in_words, number, share
@@ -72,34 +73,36 @@ def adam_epsilon_dominates(run: Run, limits: Limits) -> Iterator[Finding]:
     if known.sum() < limits.min_steps:
         message = f"ε was held against a gradient in fewer than {limits.min_steps} steps"
         raise UnjudgedError(message)
-    typical = median(below[:, alive], axis=1)
-    dominated = typical > limits.most
+    below = below[:, alive]
+    dominated = most(below > limits.most, below, axis=1)
     if dominated[known].mean() <= limits.most:
         return
     length = _length(run)[:, alive]
-    slowed = median(length[dominated].ravel(), axis=0)
-    if not slowed < limits.slowed:
+    sizes = length[dominated]
+    sizes = sizes[measured(sizes)]
+    slowed = float(np.median(sizes)) if sizes.size else math.inf
+    if slowed >= limits.slowed:
         return
     loss = progress(run)
     still = bool((standing_still(run) & alive).any())
     steps = run.recorded_steps[dominated]
     first, last = int(steps[0]), int(steps[-1])
     names = [table.names[column] for column in np.flatnonzero(alive)]
-    each = median(below[:, alive], axis=0)
+    each = median(below, axis=0)
     worst = int(np.nanargmax(each))
-    eps = next((s.number("eps") for s in optimizers(run) if s.is_adam), float("nan"))
-    of = "" if np.isnan(eps) else f" of {number(eps)}"
-    portion = share(float(np.median(typical[dominated])))
+    eps = next((s.number("eps") for s in optimizers(run) if s.is_adam), math.nan)
+    of = "" if math.isnan(eps) else f" of {number(eps)}"
+    portion = share(float(np.nanmedian(below[dominated])))
     yield adam_epsilon_dominates.finding(
         severity(loss, still=still, extreme=False),
         module_of(names[worst]),
         f"In {share(float(dominated[known].mean()))} of the recorded steps Adam's √v̂ is below its "
         f"ε{of} in {portion} of the typical weight (in {layer_in_words(module_of(names[worst]))} "
-        f"most), and its steps are {number(float(slowed))} of the learning rate per entry; "
+        f"most), and its steps are {number(slowed)} of the learning rate per entry; "
         f"{loss.words}.",
         evidence=(
             Evidence("epsilon_share", names[worst], first, last, float(each[worst]), limits.most),
-            Evidence("rms(Δw) / learning rate", None, first, last, float(slowed), limits.slowed),
+            Evidence("rms(Δw) / learning rate", None, first, last, slowed, limits.slowed),
         ),
         remedies=_remedies(run, eps),
     )
@@ -117,9 +120,11 @@ def _length(run: Run) -> F64:
 
 
 def _remedies(run: Run, eps: float) -> tuple[str, ...]:
-    gradient = float(np.nanmedian(run.parameters["grad_rms"])) if _any_rms(run) else float("nan")
+    gradient = float(np.nanmedian(run.parameters["grad_rms"])) if _any_rms(run) else math.nan
     to = "1e-8" if not eps <= 1e-8 else number(eps / 1e4)  # noqa: PLR2004  (PyTorch's default)
-    size = "" if np.isnan(gradient) else f"; entries of the gradients are about {number(gradient)}"
+    size = (
+        "" if math.isnan(gradient) else f"; entries of the gradients are about {number(gradient)}"
+    )
     return (
         f"Set eps={to} in the optimizer{size}.",
         "Look for a factor that makes the loss, and all gradients with it, small: a weight of the "

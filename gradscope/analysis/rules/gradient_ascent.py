@@ -10,7 +10,7 @@ from gradscope.analysis.decay import decay_share
 from gradscope.analysis.finding import Evidence, Finding, Severity
 from gradscope.analysis.harm import LossVerdict, Progress, progress
 from gradscope.analysis.optimizers import optimizers
-from gradscope.analysis.robust import F64, Bools, measured, median
+from gradscope.analysis.robust import F64, Bools, Numbers, measured, most
 from gradscope.analysis.rule import UnjudgedError, rule
 from gradscope.analysis.updates import held_weights
 from gradscope.analysis.words import number, share
@@ -65,37 +65,33 @@ def gradient_ascent(run: Run, limits: Limits) -> Iterator[Finding]:
     Braiek & Khomh 2022 (TheDeepChecker, TOSEM), "flipped sign"; Ganin & Lempitsky 2015 (ICML), for
     the reversal of a branch that is in order; PyTorch's documentation of `maximize`.
     """
-    turned, along = _negated(run, limits), _along(run)
-    if not measured(turned).any() and not measured(along).any():
+    arrived, along = balance(run).cosine, _along(run)
+    told, moved = _any(arrived), _any(along)
+    if not told.any() and not moved.any():
         message = "neither a bias's balance nor the angle of an update was measured"
         raise UnjudgedError(message)
     loss = progress(run)
-    uphill = _lasting(along > limits.along, measured(along), limits) and not _decays(run)
-    if _lasting(turned <= limits.negated, measured(turned), limits):
+    rising = most(along > limits.along, along, axis=1)
+    uphill = _lasting(rising, moved, limits) and not _decays(run)
+    against = (arrived <= limits.negated).sum(axis=1)
+    turned: Bools = against >= limits.layers * measured(arrived).sum(axis=1)
+    if _lasting(turned, told, limits):
         # Against a gradient that points the wrong way is the right way.
         if not _is_meant(run) and not uphill:
-            yield _of_negated(run, loss, turned, limits)
+            yield _of_negated(run, loss, arrived, limits)
     elif uphill and _rose(loss):
         yield _of_steps(run, loss, along, limits)
 
 
-def _negated(run: Run, limits: Limits) -> F64:
-    """Per recorded step: the cosine that nearly all biases are at or below; NaN: not known."""
-    cosine = balance(run).cosine
-    if not cosine.shape[1]:
-        return np.full(len(run.recorded_steps), np.nan)
-    known = measured(cosine)
-    filled = np.where(known.any(axis=1, keepdims=True), cosine, 0.0)
-    high: F64 = np.nanquantile(filled, limits.layers, axis=1, method="higher")
-    return np.where(known.any(axis=1), high, np.nan)
+def _any(values: Numbers) -> Bools:
+    """Per step: whether anything was measured."""
+    known: Bools = np.asarray(measured(values).any(axis=1))
+    return known
 
 
-def _along(run: Run) -> F64:
-    """Per recorded step: the typical cosine of a weight's change with its gradient."""
-    cosine = run.parameters["update_gradient_cosine"][:, held_weights(run)]
-    if not cosine.shape[1]:
-        return np.full(len(run.recorded_steps), np.nan)
-    return median(cosine, axis=1)
+def _along(run: Run) -> Numbers:
+    """The cosine of each weight's change with its gradient, of shape (steps, weights)."""
+    return run.parameters["update_gradient_cosine"][:, held_weights(run)]
 
 
 def _lasting(holds: Bools, known: Bools, limits: Limits) -> bool:
@@ -125,7 +121,7 @@ def _rose(loss: Progress) -> bool:
 
 
 def _of_negated(run: Run, loss: Progress, cosines: F64, limits: Limits) -> Finding:
-    steps = run.recorded_steps[measured(cosines)]
+    steps = run.recorded_steps[_any(cosines)]
     typical = float(np.nanmedian(cosines))
     fell = {LossVerdict.LEARNING, LossVerdict.CONVERGED}
     severity = Severity.INFO if loss.verdict in fell else Severity.WARNING
@@ -152,11 +148,11 @@ def _of_negated(run: Run, loss: Progress, cosines: F64, limits: Limits) -> Findi
     )
 
 
-def _of_steps(run: Run, loss: Progress, cosines: F64, limits: Limits) -> Finding:
+def _of_steps(run: Run, loss: Progress, cosines: Numbers, limits: Limits) -> Finding:
     meant = _is_meant(run)
-    steps = run.recorded_steps[measured(cosines)]
-    typical = float(np.nanmedian(cosines))
-    portion = float((cosines[measured(cosines)] > limits.along).mean())
+    known = _any(cosines)
+    steps, typical = run.recorded_steps[known], float(np.nanmedian(cosines))
+    portion = float(most(cosines > limits.along, cosines, axis=1)[known].mean())
     why = ", as maximize=True says" if meant else ""
     levels = {True: Severity.ERROR, False: Severity.WARNING}
     return gradient_ascent.finding(

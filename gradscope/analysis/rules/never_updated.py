@@ -9,7 +9,7 @@ from gradscope.analysis.finding import Evidence, Finding, Severity
 from gradscope.analysis.harm import LossVerdict, Progress, progress
 from gradscope.analysis.layers import module_of, trainable_share
 from gradscope.analysis.optimizers import optimizers, rates_when_recorded
-from gradscope.analysis.robust import F64, Bools, measured, median
+from gradscope.analysis.robust import F64, Bools, measured, median, most
 from gradscope.analysis.rule import rule
 from gradscope.analysis.words import count, listed, share
 from gradscope.record import Run
@@ -131,14 +131,16 @@ def _lost(run: Run, limits: Limits) -> _Lost:
     held = (table["requires_grad"] == 1).any(axis=0) & (table["in_optimizer"] == 1).any(axis=0)
     held &= np.array([entity.group not in _UNJUDGED for entity in table.entities], dtype=bool)
     held &= known.sum(axis=0) >= limits.min_steps
+    unmoved = held & ((lost == 1) | ~known).all(axis=0) & _same(table["weight_norm"])
+    mostly = held & most(lost >= limits.lost, lost, axis=0)
+    nowhere = np.zeros_like(held)
+    if not (unmoved | mostly).any():
+        return _Lost(nowhere, nowhere, nowhere)
     step = _expected(run, rate, known)
-    judged = held & ~(step < limits.too_small)
-    typical = median(lost, axis=0)
-    unmoved = judged & ((lost == 1) | ~known).all(axis=0) & _same(table["weight_norm"])
-    mostly = judged & (typical >= limits.lost)
-    moving = held & (typical <= _MOVES) & measured(step)
+    judged = ~(step < limits.too_small)
+    moving = held & most(lost <= _MOVES, lost, axis=0) & measured(step)
     least = float(step[moving].min(initial=np.inf))
-    return _Lost(unmoved, mostly, judged & (step >= least))
+    return _Lost(unmoved & judged, mostly & judged, judged & (step >= least))
 
 
 def _expected(run: Run, rate: F64, known: Bools) -> F64:

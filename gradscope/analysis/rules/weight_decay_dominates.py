@@ -10,7 +10,7 @@ from gradscope.analysis.finding import Evidence, Finding, Severity
 from gradscope.analysis.harm import LossVerdict, Progress, progress
 from gradscope.analysis.layers import module_of
 from gradscope.analysis.optimizers import Settings, only_optimizer
-from gradscope.analysis.robust import F64, at_last, measured, median
+from gradscope.analysis.robust import F64, at_last, measured
 from gradscope.analysis.rule import UnjudgedError, rule
 from gradscope.analysis.updates import held_weights
 from gradscope.analysis.words import layer_in_words, number, share
@@ -75,7 +75,7 @@ def weight_decay_dominates(run: Run, limits: Limits) -> Iterator[Finding]:
     if not measured(parts).any() or not measured(left).any():
         message = "no weight in an optimizer was measured"
         raise UnjudgedError(message)
-    typical, kept = float(np.nanmedian(median(parts, axis=1))), float(np.nanmedian(left))
+    typical, kept = float(np.nanmedian(parts)), float(np.nanmedian(left))
     if not (typical > limits.share and kept < limits.shrunk):
         return
     loss = progress(run)
