@@ -22,6 +22,8 @@ _FEWEST_LAYERS = 4
 # a zero-initialized head, a branch beside the chain, is not decay along depth.
 _MIN_HALF = 0.2
 _MAX_LAYER = 0.5
+# Neighbours of a layer that alone loses the gradient lose less than this share of what it does.
+_QUIET = 0.5
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -80,6 +82,27 @@ class DepthProfile:
         growth: F64 = np.where(spread, change, 0.0)
         growth *= (len(self.layers) - 1) / self._last.start
         return growth
+
+    def decades_lost(self) -> F64:
+        """Per step and layer: the decades of the gradient's norm that it alone loses; else 0.
+
+        From its output to that of the layer before it: all before hear that much less, while
+        its neighbours along the chain lose little. The first layer passes on to none, and the
+        output's gradient is the loss's own, at whatever scale: both are 0.
+        """
+        logs = np.log10(self.norms)
+        # What is before a layer hears at most as much as the best of it: queries and keys of
+        # attention, the inside of a zero-initialized branch, hear less than the chain does.
+        filled = np.where(measured(logs), logs, -np.inf)
+        before = np.maximum.accumulate(filled, axis=1)
+        decades = np.zeros_like(logs)
+        for layer in range(1, len(self.layers) - 1):
+            lost = logs[:, layer] - before[:, layer - 1]
+            neighbours = logs[:, layer + 1] - logs[:, layer]
+            earlier = before[:, layer - 1] - before[:, layer - 2] if layer > 1 else 0 * lost
+            alone = (np.abs(neighbours) <= _QUIET * lost) & (np.abs(earlier) <= _QUIET * lost)
+            decades[:, layer] = np.where(alone & np.isfinite(lost), lost, 0.0)
+        return decades
 
     def factor(self, growth: float) -> float:
         """What the growth is per layer."""
