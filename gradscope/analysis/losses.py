@@ -1,8 +1,9 @@
 """The loss as a curve, and what its course can be a witness of."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -94,17 +95,17 @@ def is_learned_already(run: Run) -> bool:
 def _of_a_guess(run: Run) -> float:
     """The loss of the best constant prediction; NaN where it is not known."""
     graph = run.meta.get("graph")
-    nodes = graph.get("nodes", ()) if isinstance(graph, Mapping) else ()
-    if not nodes or graph.get("root") != "loss":
+    if not isinstance(graph, Mapping) or graph["root"] != "loss":
         return math.nan
+    nodes: Sequence[Mapping[str, Any]] = graph["nodes"]
     root = nodes[0]
     if root["op"].startswith("BinaryCrossEntropy"):
         return math.log(2)
     if root["op"].startswith("NllLoss"):
-        given = next((nodes[i] for i in root["inputs"] if i >= 0), {"op": "", "shapes": []})
-        scores = given["shapes"][0] if given["shapes"] else []
-        # Of what is not a log-softmax the classes are in dimension 1 all the same.
-        return math.log(scores[1]) if len(scores) > 1 and scores[1] > 1 else math.nan
+        shapes = [shape for i in root["inputs"] if i >= 0 for shape in nodes[i]["shapes"]]
+        # The classes are in dimension 1, or the only one.
+        classes = shapes[0][:2][-1] if shapes and shapes[0] else 0
+        return math.log(classes) if classes > 1 else math.nan
     if root["op"] == "MseLossBackward0" and "target" in run.signals.names:
         spread = run.signals["std"][:, run.signals.names.index("target")]
         return float(median(spread[:, None], axis=0)[0]) ** 2

@@ -110,7 +110,8 @@ def _remedies(run: Run, layers: tuple[Entity, ...], column: int) -> tuple[str, .
     own, others = scales[column], float(np.median(known)) if known else math.nan
     weights = (
         f"Initialize the weight of {name} as the others: its σ_w = rms(w)·√fan_in is "
-        f"{number(own)}, theirs {number(others)}; nn.init.kaiming_normal_(weight, nonlinearity='relu').",
+        f"{number(own)}, theirs {number(others)}; "
+        "nn.init.kaiming_normal_(weight, nonlinearity='relu').",
     )
     between = (
         f"Look at what is between {layer_in_words(layers[column - 1].name)} and {name}: a small "

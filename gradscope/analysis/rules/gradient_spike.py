@@ -124,14 +124,23 @@ def gradient_spike(run: Run, limits: Limits) -> Iterator[Finding]:
 
 def _scores(norms: F64, limits: Limits) -> tuple[F64, F64]:
     """Per norm: its robust z, and its ratio to the median, of the norms before it; 0 at first."""
-    z, ratios = np.zeros(norms.size), np.zeros(norms.size)
-    for at in range(limits.min_norms, norms.size):
-        before = norms[max(0, at - limits.window) : at]
-        usual = float(np.median(before))
-        spread = _MAD * float(np.median(np.abs(before - usual)))
-        z[at] = (norms[at] - usual) / max(spread, limits.min_spread * usual)
-        ratios[at] = norms[at] / usual
-    return z, ratios
+    usual, spread = np.full(norms.size, np.inf), np.full(norms.size, np.inf)
+    full = limits.window
+    for at in range(limits.min_norms, min(full, norms.size)):
+        usual[[at]], spread[[at]] = _level(norms[None, :at])
+    if norms.size > full:
+        windows = np.lib.stride_tricks.sliding_window_view(norms[:-1], full)
+        usual[full:], spread[full:] = _level(windows)
+    known = np.isfinite(usual)
+    above = np.where(known, norms - np.where(known, usual, 0.0), 0.0)
+    z: F64 = above / np.maximum(spread, limits.min_spread * usual)
+    return z, norms / usual
+
+
+def _level(windows: F64) -> tuple[F64, F64]:
+    """Per row: the median, and the MAD as a standard deviation."""
+    usual: F64 = np.median(windows, axis=1)
+    return usual, _MAD * np.median(np.abs(windows - usual[:, None]), axis=1)
 
 
 def _typical(norms: F64, at: int, limits: Limits) -> float:

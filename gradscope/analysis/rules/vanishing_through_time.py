@@ -9,6 +9,7 @@ from gradscope.analysis.along_time import TimeProfile, time_profiles
 from gradscope.analysis.finding import Finding, Severity
 from gradscope.analysis.harm import LossVerdict, Progress, progress
 from gradscope.analysis.losses import losses
+from gradscope.analysis.robust import Bools
 from gradscope.analysis.rule import UnjudgedError, rule
 from gradscope.analysis.words import layer_in_words, number
 from gradscope.record import Run
@@ -74,16 +75,16 @@ def vanishing_through_time(run: Run, limits: Limits) -> Iterator[Finding]:
         _severity(run, loss, growth, limits),
         profile.entity.name,
         f"Of the gradient at the last of {number(profile.time_steps)} time steps of {name}, {left} "
-        f"is left at the first, a factor {number(profile.per_step(growth))} per step; {loss.words}.",
+        f"is left at the first, a factor {number(profile.per_step(growth))} per step; "
+        f"{loss.words}.",
         evidence=(profile.evidence(vanished, growth, limits.decay),),
         remedies=_remedies(profile.entity.name, profile.entity.type),
     )
 
 
-def _vanished(
-    profile: TimeProfile, limits: Limits
-) -> "np.ndarray[tuple[int, ...], np.dtype[np.bool_]]":
-    return (profile.growth < np.log10(limits.decay)) & profile.is_steady
+def _vanished(profile: TimeProfile, limits: Limits) -> Bools:
+    vanished: Bools = (profile.growth < np.log10(limits.decay)) & profile.is_steady
+    return vanished
 
 
 def _fades(profile: TimeProfile, limits: Limits) -> float | None:
