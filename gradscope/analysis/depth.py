@@ -24,6 +24,8 @@ _MIN_HALF = 0.2
 _MAX_LAYER = 0.5
 # Neighbours of a layer that alone loses the gradient lose less than this share of what it does.
 _QUIET = 0.5
+# Where a net begins with attention, queries and keys are before all others.
+_FEWEST_BEFORE = 3
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -87,8 +89,8 @@ class DepthProfile:
         """Per step and layer: the decades of the gradient's norm that it alone loses; else 0.
 
         From its output to that of the layer before it: all before hear that much less, while
-        its neighbours along the chain lose little. The first layer passes on to none, and the
-        output's gradient is the loss's own, at whatever scale: both are 0.
+        its neighbours along the chain lose little. The first three are 0, as what is before them
+        may be a branch; so is the last: its gradient is the loss's own, at whatever scale.
         """
         logs = np.log10(self.norms)
         # What is before a layer hears at most as much as the best of it: queries and keys of
@@ -96,10 +98,10 @@ class DepthProfile:
         filled = np.where(measured(logs), logs, -np.inf)
         before = np.maximum.accumulate(filled, axis=1)
         decades = np.zeros_like(logs)
-        for layer in range(1, len(self.layers) - 1):
+        for layer in range(_FEWEST_BEFORE, len(self.layers) - 1):
             lost = logs[:, layer] - before[:, layer - 1]
             neighbours = logs[:, layer + 1] - logs[:, layer]
-            earlier = before[:, layer - 1] - before[:, layer - 2] if layer > 1 else 0 * lost
+            earlier = before[:, layer - 1] - before[:, layer - 2]
             alone = (np.abs(neighbours) <= _QUIET * lost) & (np.abs(earlier) <= _QUIET * lost)
             decades[:, layer] = np.where(alone & np.isfinite(lost), lost, 0.0)
         return decades

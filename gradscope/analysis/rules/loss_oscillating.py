@@ -21,8 +21,8 @@ class Limits:
     # The correlation of neighbours about the trend. Batch noise has 0, give or take 1/√n; a loss
     # that jumps between two walls of a valley has -1.
     alternation: float = -0.5
-    # The standard deviation about the trend, over the level: less is lost in the noise of
-    # ordinary batches.
+    # The median deviation from the trend, over the level: less is lost in the noise of ordinary
+    # batches. The median, as single spikes of Adam are no oscillation.
     amplitude: float = 0.1
     # Half of as many losses are judged: enough to tell -0.5 from 0 by three standard errors.
     min_losses: int = 80
@@ -31,6 +31,8 @@ class Limits:
 # Moving means of so many: what is slower is trend. Even, so that an alternation averages out.
 _WINDOW = 20
 _SEVERAL = 2
+# At rest, or another rule's.
+_ELSEWHERE = frozenset({LossVerdict.CONVERGED, LossVerdict.NONFINITE})
 
 
 @rule("GS206", name="loss-oscillating", limits=Limits())
@@ -63,19 +65,19 @@ def loss_oscillating(run: Run, limits: Limits) -> Iterator[Finding]:
     curve = losses(run, limits.min_losses)
     later = curve.values.size // 2
     about, level = _about_trend(curve.values[later:])
-    size = float(about.std())
+    size = float(np.median(np.abs(about)))
     if level <= 0 or size < limits.amplitude * level:
         return
     if _rises(run, int(curve.steps[later])):
         message = "the learning rate goes up and down, and the loss with it"
         raise UnjudgedError(message)
-    neighbours = float(np.mean(about[1:] * about[:-1])) / size**2
+    neighbours = float(np.mean(about[1:] * about[:-1]) / np.mean(about**2))
     alternates = neighbours <= limits.alternation
     if not alternates and not _has_one_batch(run, int(curve.steps[later])):
         return
     loss = progress(run)
     best = float(_moving_mean(curve.values[:later]).min())
-    no_gain = level >= best and loss.verdict in {LossVerdict.STUCK, LossVerdict.LEARNING}
+    no_gain = level >= best and loss.verdict not in _ELSEWHERE
     first, last = int(curve.steps[later]), int(curve.steps[-1])
     how = (
         "each rise is followed by a fall" if alternates else "though every step has the same batch"
@@ -88,7 +90,7 @@ def loss_oscillating(run: Run, limits: Limits) -> Iterator[Finding]:
         f"the second half, {gained} the {number(best)} that it reached in the first.",
         evidence=(
             Evidence(
-                "loss, std about the trend / level",
+                "loss, median deviation from its trend / level",
                 None,
                 first,
                 last,
