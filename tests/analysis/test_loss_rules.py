@@ -22,7 +22,7 @@ from gradscope.analysis.rules.loss_oscillating import loss_oscillating
 from gradscope.record import Entity, Run
 from tests.analysis.synthetic import Builder, Chain
 
-Array = NDArray[np.float64]
+Array = NDArray[Any]
 RULES: tuple[Rule[Any], ...] = (
     gradient_spike,
     loss_diverging,
@@ -30,7 +30,7 @@ RULES: tuple[Rule[Any], ...] = (
     loss_oscillating,
     gradient_norm_growth,
 )
-TWO_OPTIMIZERS = {"coverage": {"optimizers": [{"type": "Adam"}, {"type": "Adam"}]}}
+TWO_OPTIMIZERS: dict[str, Any] = {"coverage": {"optimizers": [{"type": "Adam"}, {"type": "Adam"}]}}
 
 
 def finding_of(rule: Rule[Any], run: Run) -> Finding | None:
@@ -49,7 +49,7 @@ def found(rule: Rule[Any], run: Run) -> Finding:
 
 def level(rule: Rule[Any], run: Run) -> Severity | None:
     finding = finding_of(rule, run)
-    return finding and finding.severity
+    return None if finding is None else finding.severity
 
 
 def course(
@@ -221,7 +221,7 @@ class TestDiverging:
         loss = 0.5 * 1.1 ** (2 * np.arange(200))
         finding = found(loss_diverging, course(loss).build())
         assert finding.severity is Severity.ERROR
-        # The medians of the last fifth, at step 179.5, and of the first tenth: but the first is less.
+        # The median of the last fifth is the loss of step 179.5, of the first tenth that of 9.5.
         assert finding.evidence[0].observed == pytest.approx(1.1 ** (2 * (179.5 - 9.5)), rel=0.02)
         assert finding.evidence[0].last_step == 199
 

@@ -77,9 +77,9 @@ def loss_diverging(run: Run, limits: Limits) -> Iterator[Finding]:
     if smooth[-1] < limits.recovery * smooth[best:].max():
         return
     from_start = end >= limits.rise * start
-    thrown_back = end >= limits.rise * lowest and end - lowest >= limits.lost * max(
-        start, float(smooth[0])
-    )
+    # A tenth of a long run is far down already.
+    highest = max(start, float(smooth[0]))
+    thrown_back = end >= limits.rise * lowest and end - lowest >= limits.lost * highest
     if not from_start and not thrown_back:
         return
     reference = start if from_start else lowest

@@ -31,6 +31,8 @@ class Limits:
 # Moving means of so many: what is slower is trend. Even, so that an alternation averages out.
 _WINDOW = 20
 _SEVERAL = 2
+# An improvement of less than 1 % is none (as in harm.py).
+_AS_LOW = 0.99
 # At rest, or another rule's.
 _ELSEWHERE = frozenset({LossVerdict.CONVERGED, LossVerdict.NONFINITE})
 
@@ -77,7 +79,7 @@ def loss_oscillating(run: Run, limits: Limits) -> Iterator[Finding]:
         return
     loss = progress(run)
     best = float(_moving_mean(curve.values[:later]).min())
-    no_gain = level >= best and loss.verdict not in _ELSEWHERE
+    no_gain = level > _AS_LOW * best and loss.verdict not in _ELSEWHERE
     first, last = int(curve.steps[later]), int(curve.steps[-1])
     how = (
         "each rise is followed by a fall" if alternates else "though every step has the same batch"
