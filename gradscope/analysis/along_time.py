@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gradscope.analysis.finding import Evidence
-from gradscope.analysis.robust import F64, Bools
+from gradscope.analysis.robust import F64, Bools, measured
 from gradscope.analysis.rule import UnjudgedError
 from gradscope.record import Entity, Run, StepArray
 
@@ -37,7 +37,7 @@ class TimeProfile:
 
     def per_step(self, growth: float) -> float:
         """What the growth is per time step."""
-        return float(10 ** (growth / (self.time_steps - 1)))
+        return float(10.0 ** (growth / (self.time_steps - 1)))
 
     def evidence(self, where: Bools, growth: float, limit: float) -> Evidence:
         """The first step's gradient over the last's, as evidence."""
@@ -66,22 +66,23 @@ def time_profiles(run: Run) -> list[TimeProfile]:
 def _profiles(run: Run) -> Iterator[TimeProfile]:
     table = run.modules
     names = ("time_grad_first", "time_grad_middle", "time_grad_last", "time_steps")
-    first, middle, last, length = (table[name].astype(np.float64) for name in names)
-    overflowing = np.nan_to_num(table["time_grad_nonfinite"]) > 0
-    arrived_broken = np.nan_to_num(table["output_grad_nonfinite"]) > 0
-    for column, entity in enumerate(table.entities):
-        rows = np.flatnonzero((last[:, column] > 0) & (length[:, column] >= _FEWEST_STEPS))
+    for column in np.flatnonzero(measured(table["time_grad_last"]).any(axis=0)):
+        first, middle, last, length = (table[name][:, column].astype(np.float64) for name in names)
+        rows = np.flatnonzero((last > 0) & (length >= _FEWEST_STEPS))
         if not rows.size:
             continue
-        ends = np.stack([first[rows, column], middle[rows, column], last[rows, column]])
-        logs = np.log10(np.fmax(ends, _SMALLEST))
+        ends = np.stack([first[rows], middle[rows], last[rows]])
+        broken_inside = table["time_grad_nonfinite"][rows, column] > 0
+        arrived_broken = table["output_grad_nonfinite"][rows, column] > 0
+        # Where no finite entry is left it is NaN, and stays so.
+        logs = np.log10(np.maximum(ends, _SMALLEST))
         low, high = np.minimum(logs[0], logs[2]), np.maximum(logs[0], logs[2])
         yield TimeProfile(
-            entity,
+            table.entities[column],
             table.steps[rows],
-            float(np.median(length[rows, column])),
+            float(np.median(length[rows])),
             logs[0] - logs[2],
             (low <= logs[1]) & (logs[1] <= high),
             ends[0] == 0,
-            overflowing[rows, column] & ~arrived_broken[rows, column],
+            broken_inside & ~arrived_broken,
         )

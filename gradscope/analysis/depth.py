@@ -97,13 +97,13 @@ class DepthProfile:
         # attention, the inside of a zero-initialized branch, hear less than the chain does.
         filled = np.where(measured(logs), logs, -np.inf)
         before = np.maximum.accumulate(filled, axis=1)
+        own = slice(_FEWEST_BEFORE, -1)
+        lost = logs[:, own] - before[:, _FEWEST_BEFORE - 1 : -2]
+        behind = logs[:, _FEWEST_BEFORE + 1 :] - logs[:, own]
+        ahead = np.diff(before, axis=1)[:, _FEWEST_BEFORE - 2 : -2]
+        alone = (np.abs(behind) <= _QUIET * lost) & (np.abs(ahead) <= _QUIET * lost)
         decades = np.zeros_like(logs)
-        for layer in range(_FEWEST_BEFORE, len(self.layers) - 1):
-            lost = logs[:, layer] - before[:, layer - 1]
-            neighbours = logs[:, layer + 1] - logs[:, layer]
-            earlier = before[:, layer - 1] - before[:, layer - 2]
-            alone = (np.abs(neighbours) <= _QUIET * lost) & (np.abs(earlier) <= _QUIET * lost)
-            decades[:, layer] = np.where(alone & np.isfinite(lost), lost, 0.0)
+        decades[:, own] = np.where(alone & np.isfinite(lost), lost, 0.0)
         return decades
 
     def factor(self, growth: float) -> float:

@@ -34,7 +34,7 @@ class Losses:
     @property
     def smooth(self) -> F64:
         """Moving medians: a single bad batch is no level. The window grows with the run."""
-        width = max(5, self.values.size // 20)
+        width = min(max(5, self.values.size // 20), 50)
         windows = np.lib.stride_tricks.sliding_window_view(self.values, width)
         medians: F64 = np.median(windows, axis=1)
         return medians

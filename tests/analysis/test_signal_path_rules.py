@@ -313,14 +313,21 @@ class TestExplodingThroughTime:
 
     def test_an_overflow_counts_if_it_arose_inside(self) -> None:
         builder = falling(recurrent(1.0), to=0.5)
-        builder.set("modules", "output_grad_nonfinite", "rnn", 0)
         builder.arrays["modules"]["time_grad_nonfinite"] *= 0
         builder.arrays["modules"]["time_grad_nonfinite"] += 7
-        finding = found(exploding_through_time, builder.build())
-        assert finding.severity is Severity.WARNING
-        assert "overflows in 10 of them" in finding.message
         builder.set("modules", "output_grad_nonfinite", "rnn", 3)
         assert finding_of(exploding_through_time, builder.build()) is None
+        builder.set("modules", "output_grad_nonfinite", "rnn", 0)
+        finding = found(exploding_through_time, builder.build())
+        assert finding.severity is Severity.WARNING
+        assert "overflows on its way back through 60 time steps" in finding.message
+        assert "in 10 of 10 measurements" in finding.message
+        # Beside one that grows, where all of the first step's entries are gone.
+        builder.arrays["modules"]["time_grad_first"][:50] = np.nan
+        builder.arrays["modules"]["time_grad_first"][50:] *= 1e8
+        finding = found(exploding_through_time, builder.build())
+        assert finding.evidence[0].observed == pytest.approx(1e8, rel=1e-4)
+        assert "and overflows in 10 of them" in finding.message
 
     def test_the_direction_that_is_worse_is_named(self) -> None:
         builder = recurrent(1.3)

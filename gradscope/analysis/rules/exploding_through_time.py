@@ -1,13 +1,14 @@
 """GS107 exploding-through-time."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from gradscope.analysis.along_time import TimeProfile, time_profiles
-from gradscope.analysis.finding import Evidence, Finding, Severity
-from gradscope.analysis.harm import LossVerdict, progress, severity
+from gradscope.analysis.finding import Evidence, Finding
+from gradscope.analysis.harm import progress, severity
 from gradscope.analysis.robust import Bools
 from gradscope.analysis.rule import rule
 from gradscope.analysis.words import layer_in_words, number
@@ -60,44 +61,40 @@ def exploding_through_time(run: Run, limits: Limits) -> Iterator[Finding]:
     Bengio, Simard & Frasconi 1994; Pascanu, Mikolov & Bengio 2013 (ICML), sections 2 and 3.2.
     """
     found = [
-        (profile, exploded)
+        (_typical(profile, limits), profile)
         for profile in time_profiles(run)
-        if (exploded := _exploded(profile, limits)).mean() >= limits.min_share_of_steps
+        if (_grows(profile, limits) | profile.overflows).mean() >= limits.min_share_of_steps
     ]
     if not found:
         return
-    profile, exploded = max(found, key=lambda each: (_typical(*each), each[0].entity.name))
-    growth = _typical(profile, exploded)
+    growth, profile = max(found, key=lambda each: (each[0], each[1].entity.name))
     loss = progress(run)
-    overflows = int((profile.overflows & exploded).sum())
-    beyond = f", and overflows in {overflows} of them" if overflows else ""
+    exploded = _grows(profile, limits) | profile.overflows
+    steps, overflows = profile.steps[exploded], int(profile.overflows.sum())
     name = layer_in_words(profile.entity.name)
-    level = severity(loss, still=False, extreme=growth >= np.log10(limits.extreme_growth))
-    if overflows and loss.verdict is LossVerdict.LEARNING:
-        level = max(level, Severity.WARNING)
-    steps = profile.steps[exploded]
-    yield exploding_through_time.finding(
-        level,
+    way = f"on its way back through {number(profile.time_steps)} time steps of {name}"
+    beyond = f", and overflows in {overflows} of them" if overflows else ""
+    how = (
+        f"overflows {way}"
+        if math.isinf(growth)
+        else f"grows {number(10**growth)}-fold {way}, {number(profile.per_step(growth))} per step"
+    )
+    overflow = Evidence(
+        "time_grad_nonfinite (measurements)",
         profile.entity.name,
-        f"The gradient grows {number(10**growth)}-fold on its way back through "
-        f"{number(profile.time_steps)} time steps of {name}, {number(profile.per_step(growth))} "
-        f"per step, in {len(steps)} of {len(profile.steps)} measurements{beyond}; {loss.words}.",
+        int(steps[0]),
+        int(steps[-1]),
+        float(overflows),
+        0.0,
+    )
+    yield exploding_through_time.finding(
+        severity(loss, still=False, extreme=growth >= np.log10(limits.extreme_growth)),
+        profile.entity.name,
+        f"The gradient {how}, in {len(steps)} of {len(profile.steps)} measurements"
+        f"{'' if math.isinf(growth) else beyond}; {loss.words}.",
         evidence=(
             profile.evidence(exploded, growth, limits.growth),
-            *(
-                (
-                    Evidence(
-                        "time_grad_nonfinite",
-                        profile.entity.name,
-                        int(steps[0]),
-                        int(steps[-1]),
-                        float(overflows),
-                        0.0,
-                    ),
-                )
-                if overflows
-                else ()
-            ),
+            *((overflow,) if overflows else ()),
         ),
         remedies=(
             f"Initialize weight_hh of {name.partition('#')[0]} with nn.init.orthogonal_: it keeps "
@@ -109,12 +106,13 @@ def exploding_through_time(run: Run, limits: Limits) -> Iterator[Finding]:
     )
 
 
-def _exploded(profile: TimeProfile, limits: Limits) -> Bools:
+def _grows(profile: TimeProfile, limits: Limits) -> Bools:
     limit = np.log10(max(limits.growth, limits.per_time_step * profile.time_steps))
-    exploded: Bools = ((profile.growth > limit) & profile.is_steady) | profile.overflows
-    return exploded
+    grows: Bools = (profile.growth > limit) & profile.is_steady
+    return grows
 
 
-def _typical(profile: TimeProfile, exploded: Bools) -> float:
-    """The median decades, over the measurements in which it exploded."""
-    return float(np.median(profile.growth[exploded]))
+def _typical(profile: TimeProfile, limits: Limits) -> float:
+    """The median decades of the measurements in which it grows; infinite if it only overflows."""
+    grows = _grows(profile, limits)
+    return float(np.median(profile.growth[grows])) if grows.any() else math.inf

@@ -64,14 +64,14 @@ def symmetric_weights(run: Run, limits: Limits) -> Iterator[Finding]:
     """
     table = run.parameters
     duplicates = table["duplicate_rows_fraction"].astype(np.float64)
-    gradients = np.nan_to_num(table["grad_norm"])
     outputs = _output_layers(run)
     onsets: dict[int, int] = {}
     for column in np.flatnonzero(held_weights(run)):
         known = np.flatnonzero(measured(duplicates[:, column]))
         begin = since(duplicates[known, column] >= limits.duplicates)
         alike = known[begin:]
-        if alike.size < limits.min_measurements or not (gradients[alike, column] > 0).any():
+        reached = (table["grad_norm"][alike, column] > 0).any()
+        if alike.size < limits.min_measurements or not reached:
             continue
         if module_of(table.names[column]) not in outputs:
             onsets[int(column)] = int(alike[0])
