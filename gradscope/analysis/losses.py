@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from gradscope.analysis.finding import Severity
-from gradscope.analysis.robust import F64, median
+from gradscope.analysis.layers import ROOT
+from gradscope.analysis.robust import F64, at_last, median, noise
 from gradscope.analysis.rule import UnjudgedError
 from gradscope.analysis.words import count
 from gradscope.record import Run, StepArray
@@ -20,6 +21,8 @@ _SEVERAL = 2
 # Of a model that guesses the losses are near that of a constant; half of it is not near.
 _LEARNED = 0.5
 _FIRST = 5
+# As in harm.py: what stands out of the noise.
+_CLEAR = 5.0
 # What still leads nowhere after so many steps will hardly begin to.
 _LONG = 100
 
@@ -38,6 +41,18 @@ class Losses:
         windows = np.lib.stride_tricks.sliding_window_view(self.values, width)
         medians: F64 = np.median(windows, axis=1)
         return medians
+
+    @property
+    def start(self) -> float:
+        """The level at first: the median of a tenth, or the first loss if it is clearly lower.
+
+        A training may blow up within its first steps; but the first of noisy losses may be low by
+        chance.
+        """
+        level = float(np.median(self.values[: max(5, self.values.size // 10)]))
+        first = float(self.values[0])
+        later = self.values[self.values.size // 2 :]
+        return first if first < level - _CLEAR * noise(later) else level
 
     @property
     def is_flat(self) -> bool:
@@ -90,6 +105,15 @@ def is_learned_already(run: Run) -> bool:
     known = loss[np.isfinite(loss)]
     guess = _of_a_guess(run)
     return bool(known.size and np.median(known[:_FIRST]) < _LEARNED * guess)
+
+
+def asks_for_nothing(run: Run) -> bool:
+    """Whether the gradient of the model's output was exactly zero at last: a hinge that is met."""
+    modules = run.modules
+    if ROOT not in modules.names:
+        return False
+    root = [modules.names.index(ROOT)]
+    return bool(at_last(modules["output_grad_norm"][:, root])[0, 0] == 0)
 
 
 def _of_a_guess(run: Run) -> float:

@@ -3,26 +3,35 @@
 import math
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
-from gradscope.analysis.analyzer import analyze
-from gradscope.analysis.finding import Finding, Severity
+from gradscope.analysis.finding import Severity
 from gradscope.analysis.rule import SECTIONS, Rule
 from gradscope.analysis.rules.gradient_norm_growth import gradient_norm_growth
 from gradscope.analysis.rules.gradient_spike import gradient_spike
 from gradscope.analysis.rules.loss_diverging import loss_diverging
 from gradscope.analysis.rules.loss_not_decreasing import loss_not_decreasing
 from gradscope.analysis.rules.loss_oscillating import loss_oscillating
-from gradscope.record import Entity, Run
-from tests.analysis.synthetic import Builder, Chain
+from gradscope.record import Entity
+from tests.analysis.courses import (
+    TWO_OPTIMIZERS,
+    Array,
+    course,
+    exponential,
+    finding_of,
+    found,
+    learned,
+    level,
+    normal,
+)
+from tests.analysis.synthetic import Builder
 
-Array = NDArray[Any]
 RULES: tuple[Rule[Any], ...] = (
     gradient_spike,
     loss_diverging,
@@ -30,57 +39,6 @@ RULES: tuple[Rule[Any], ...] = (
     loss_oscillating,
     gradient_norm_growth,
 )
-TWO_OPTIMIZERS: dict[str, Any] = {"coverage": {"optimizers": [{"type": "Adam"}, {"type": "Adam"}]}}
-
-
-def finding_of(rule: Rule[Any], run: Run) -> Finding | None:
-    report = analyze(run, rules=[rule])
-    # A rule that fails is skipped in a report; in a test it must not hide.
-    assert not [skip for skip in report.skipped if skip.reason.startswith("failed")]
-    assert len(report.findings) <= 1
-    return report.findings[0] if report.findings else None
-
-
-def found(rule: Rule[Any], run: Run) -> Finding:
-    finding = finding_of(rule, run)
-    assert finding is not None
-    return finding
-
-
-def level(rule: Rule[Any], run: Run) -> Severity | None:
-    finding = finding_of(rule, run)
-    return None if finding is None else finding.severity
-
-
-def course(
-    loss: Array, *, norms: Array | None = None, rates: Array | None = None, **meta: Any
-) -> Builder:
-    """A small chain of layers with these losses and global gradient norms."""
-    builder = Chain(layers=2, steps=len(loss), meta=meta).builder()
-    builder.scalars["loss"] = loss
-    if norms is not None:
-        # Of equal parts: four parameters.
-        builder.arrays["parameters"]["grad_norm"][:] = norms[:, None] / 2
-    if rates is not None:
-        builder.scalars["learning_rate"] = rates
-    return builder
-
-
-def normal(steps: int, seed: int = 0) -> Array:
-    return np.random.default_rng(seed).normal(size=steps)
-
-
-def exponential(steps: int, seed: int = 0) -> Array:
-    """Losses as batches of one have them."""
-    return np.random.default_rng(seed).exponential(size=steps)
-
-
-def learned(steps: int, to: float = 0.3) -> Array:
-    """A loss that falls within 40 steps, with some noise."""
-    fall = to + (2.3 - to) * np.exp(-np.arange(steps) / 20)
-    return np.asarray(fall * (1 + 0.1 * normal(steps)), dtype=np.float64)
-
-
 HEALTHY: dict[str, Callable[[int], Builder]] = {
     "learning": lambda seed: course(2.3 - 0.004 * np.arange(400) + 0.1 * normal(400, seed)),
     "converged": lambda seed: course(
@@ -288,6 +246,14 @@ class TestNotDecreasing:
 
     def test_what_falls_is_none(self) -> None:
         assert finding_of(loss_not_decreasing, course(learned(300)).build()) is None
+
+    @pytest.mark.parametrize(("gradient", "expected"), [(0.0, False), (1e-9, True)])
+    def test_a_loss_that_asks_for_nothing(self, gradient: float, expected: bool) -> None:
+        builder = self.stuck()
+        root = builder.entities["modules"][-1]
+        builder.entities["modules"][-1] = replace(root, name="(root)")
+        builder.set("modules", "output_grad_norm", "(root)", gradient)
+        assert (finding_of(loss_not_decreasing, builder.build()) is not None) is expected
 
     def test_of_two_networks_against_each_other_it_is_information(self) -> None:
         run = self.stuck(**TWO_OPTIMIZERS).build()

@@ -8,14 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradscope.analysis.analyzer import analyze
-from gradscope.analysis.finding import Finding, Severity
+from gradscope.analysis.finding import Severity
 from gradscope.analysis.rule import SECTIONS, Rule
 from gradscope.analysis.rules.exploding_through_time import exploding_through_time
 from gradscope.analysis.rules.gradient_bottleneck import gradient_bottleneck
 from gradscope.analysis.rules.symmetric_weights import symmetric_weights
 from gradscope.analysis.rules.vanishing_through_time import vanishing_through_time
-from gradscope.record import Entity, Run
+from gradscope.record import Entity
+from tests.analysis.courses import finding_of, found
 from tests.analysis.synthetic import Builder, Chain
 
 STUCK = (2.31, 2.305)
@@ -25,20 +25,6 @@ RULES: tuple[Rule[Any], ...] = (
     vanishing_through_time,
     exploding_through_time,
 )
-
-
-def finding_of(rule: Rule[Any], run: Run) -> Finding | None:
-    report = analyze(run, rules=[rule])
-    # A rule that fails is skipped in a report; in a test it must not hide.
-    assert not [skip for skip in report.skipped if skip.reason.startswith("failed")]
-    assert len(report.findings) <= 1
-    return report.findings[0] if report.findings else None
-
-
-def found(rule: Rule[Any], run: Run) -> Finding:
-    finding = finding_of(rule, run)
-    assert finding is not None
-    return finding
 
 
 def falling(builder: Builder, to: float) -> Builder:

@@ -175,8 +175,11 @@ def _around(curve: Losses, step: int) -> tuple[F64, F64]:
 
 def _rise(before: F64, after: F64) -> tuple[float, float]:
     """How far the median rose, and its standard error (of a median: ×1.2533)."""
-    error = 1.2533 * noise(before) * float(np.sqrt(1 / before.size + 1 / after.size))
-    return float(np.median(after) - np.median(before)), error
+    usual = float(np.median(before))
+    # Neighbours may be more alike than losses further apart.
+    spread = max(noise(before), _MAD * float(np.median(np.abs(before - usual))))
+    error = 1.2533 * spread * float(np.sqrt(1 / before.size + 1 / after.size))
+    return float(np.median(after)) - usual, error
 
 
 def _reacts(curve: Losses | None, step: int) -> bool:

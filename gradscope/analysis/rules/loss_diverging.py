@@ -32,7 +32,7 @@ class Limits:
     min_losses: int = 20
 
 
-# The first loss stands for the start only if it differs from those after it by more than noise.
+# Standard errors (of a median: ×1.2533) by which a rise stands out of the noise, as in harm.py.
 _CLEAR = 5.0
 
 
@@ -66,20 +66,25 @@ def loss_diverging(run: Run, limits: Limits) -> Iterator[Finding]:
     values = curve.values
     smooth = curve.smooth
     loss = progress(run)
-    start, end = _start(values), float(np.median(values[-max(5, values.size // 5) :]))
+    tail = max(5, values.size // 5)
+    start, end = curve.start, float(np.median(values[-tail:]))
     if loss.verdict is LossVerdict.NONFINITE or start <= 0 or end <= 0:
         return
     if is_warming_up(run.scalars["learning_rate"]):
         message = "the learning rate still rises"
         raise UnjudgedError(message)
+    # As long a stretch as that at last: of shorter ones some are low by chance.
+    levels = np.median(np.lib.stride_tricks.sliding_window_view(values, tail), axis=1)
     best = int(np.argmin(smooth))
-    lowest = min(start, float(smooth[best]))
+    lowest = min(start, float(levels.min()))
     if smooth[-1] < limits.recovery * smooth[best:].max():
         return
     from_start = end >= limits.rise * start
     # A tenth of a long run is far down already.
     highest = max(start, float(smooth[0]))
-    thrown_back = end >= limits.rise * lowest and end - lowest >= limits.lost * highest
+    error = 1.2533 * noise(values) * float(np.sqrt(2 / tail))
+    lost = end - lowest >= max(limits.lost * highest, _CLEAR * error)
+    thrown_back = lost and end >= limits.rise * lowest
     if not from_start and not thrown_back:
         return
     reference = start if from_start else lowest
@@ -102,13 +107,6 @@ def loss_diverging(run: Run, limits: Limits) -> Iterator[Finding]:
             "(torch.optim.lr_scheduler.LinearLR).",
         ),
     )
-
-
-def _start(values: "np.ndarray[tuple[int, ...], np.dtype[np.float64]]") -> float:
-    """The level at first: the first loss where a blow-up began right behind it."""
-    level = float(np.median(values[: max(5, values.size // 10)]))
-    first = float(values[0])
-    return first if first < level - _CLEAR * noise(values[values.size // 2 :]) else level
 
 
 def _onset(curve: Losses, level: float) -> int:

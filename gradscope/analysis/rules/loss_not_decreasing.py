@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from gradscope.analysis.finding import Evidence, Finding, Severity
 from gradscope.analysis.harm import LossVerdict, progress
-from gradscope.analysis.losses import at_most, is_learned_already, losses
+from gradscope.analysis.losses import asks_for_nothing, at_most, is_learned_already, losses
 from gradscope.analysis.rule import UnjudgedError, rule
 from gradscope.analysis.words import number
 from gradscope.record import Run
@@ -18,6 +18,9 @@ class Limits:
     # Five times as many as a trend needs: this is said where nothing else is, and a slow start
     # is not a failure.
     min_losses: int = 100
+    # What ends below this share of the start has fallen, even if not below the first loss, which
+    # may be low by chance. Less can be what the first few steps gain (harm.py, 5 %).
+    fall: float = 0.95
 
 
 @rule("GS203", name="loss-not-decreasing", limits=Limits())
@@ -38,7 +41,8 @@ def loss_not_decreasing(run: Run, limits: Limits) -> Iterator[Finding]:
     It can't tell labels that were shuffled against their inputs from a task that is too hard.
     Not judged: what was said to be no measure of progress, losses of both signs, a training that
     goes on where the model is good already (below half of what a guess costs, where that is
-    known). Of several optimizers, which may work against each other, it is information.
+    known), a loss that sends no gradient back, as a hinge that is met. Of several optimizers,
+    which may work against each other, it is information.
 
     ## Example
     `x = x[torch.randperm(len(x))]` without the same for `y`: the loss rests at ln C. Do instead:
@@ -53,7 +57,10 @@ def loss_not_decreasing(run: Run, limits: Limits) -> Iterator[Finding]:
     if loss.verdict is LossVerdict.UNKNOWN:
         message = "whether the loss falls is hidden by its noise, or the learning rate still rises"
         raise UnjudgedError(message)
-    if loss.verdict is not LossVerdict.STUCK or is_learned_already(run):
+    fell = loss.end < limits.fall * curve.start
+    if loss.verdict is not LossVerdict.STUCK or fell:
+        return
+    if is_learned_already(run) or asks_for_nothing(run):
         return
     # What it rests on is the level at last: a fault that showed any time before may be the cause.
     tail = max(5, curve.values.size // 5)
@@ -61,10 +68,10 @@ def loss_not_decreasing(run: Run, limits: Limits) -> Iterator[Finding]:
     yield loss_not_decreasing.finding(
         at_most(run, Severity.WARNING),
         None,
-        f"The loss was {number(loss.start)} at first and is {number(loss.end)} after "
+        f"The loss was {number(curve.start)} at first and is {number(loss.end)} after "
         f"{len(curve.values)} steps: the model is not learning.",
         evidence=(
-            Evidence("loss (median of the last fifth)", None, begin, last, loss.end, loss.start),
+            Evidence("loss (median of the last fifth)", None, begin, last, loss.end, curve.start),
         ),
         remedies=(
             "Look at a batch: inputs and targets must belong together; one shuffled without the "
