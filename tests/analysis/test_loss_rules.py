@@ -340,6 +340,8 @@ class TestGrowth:
     def test_while_the_loss_is_stuck(self) -> None:
         finding = found(gradient_norm_growth, self.growing(2).build())
         assert finding.severity is Severity.WARNING
+        # Half of it is done in the sixth of ten blocks of 20 steps.
+        assert finding.span == (100, 199)
         # Nine of ten parts of two decades.
         assert finding.evidence[0].observed == pytest.approx(10**1.8, rel=0.2)
 

@@ -67,7 +67,9 @@ def gradient_norm_growth(run: Run, limits: Limits) -> Iterator[Finding]:
     if growth < limits.growth or agreement < limits.trend:
         return
     loss = progress(run)
-    first, last = int(steps[0]), int(steps[-1])
+    # It shows when half of it is done: what came before that may have caused it.
+    half = int(np.flatnonzero(blocks - blocks[0] >= (blocks[-1] - blocks[0]) / 2)[0])
+    first, last = int(np.array_split(steps, _BLOCKS)[half][0]), int(steps[-1])
     yield gradient_norm_growth.finding(
         at_most(run, Severity.WARNING if loss.failed else Severity.INFO),
         None,
