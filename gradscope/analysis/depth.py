@@ -22,6 +22,10 @@ _FEWEST_LAYERS = 4
 # a zero-initialized head, a branch beside the chain, is not decay along depth.
 _MIN_HALF = 0.2
 _MAX_LAYER = 0.5
+# Neighbours of a layer that alone loses the gradient lose less than this share of what it does.
+_QUIET = 0.5
+# Where a net begins with attention, queries and keys are before all others.
+_FEWEST_BEFORE = 3
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -80,6 +84,27 @@ class DepthProfile:
         growth: F64 = np.where(spread, change, 0.0)
         growth *= (len(self.layers) - 1) / self._last.start
         return growth
+
+    def decades_lost(self) -> F64:
+        """Per step and layer: the decades of the gradient's norm that it alone loses; else 0.
+
+        From its output to that of the layer before it: all before hear that much less, while
+        its neighbours along the chain lose little. The first three are 0, as what is before them
+        may be a branch; so is the last: its gradient is the loss's own, at whatever scale.
+        """
+        logs = np.log10(self.norms)
+        # What is before a layer hears at most as much as the best of it: queries and keys of
+        # attention, the inside of a zero-initialized branch, hear less than the chain does.
+        filled = np.where(measured(logs), logs, -np.inf)
+        before = np.maximum.accumulate(filled, axis=1)
+        own = slice(_FEWEST_BEFORE, -1)
+        lost = logs[:, own] - before[:, _FEWEST_BEFORE - 1 : -2]
+        behind = logs[:, _FEWEST_BEFORE + 1 :] - logs[:, own]
+        ahead = np.diff(before, axis=1)[:, _FEWEST_BEFORE - 2 : -2]
+        alone = (np.abs(behind) <= _QUIET * lost) & (np.abs(ahead) <= _QUIET * lost)
+        decades = np.zeros_like(logs)
+        decades[:, own] = np.where(alone & np.isfinite(lost), lost, 0.0)
+        return decades
 
     def factor(self, growth: float) -> float:
         """What the growth is per layer."""

@@ -87,7 +87,7 @@ def progress(run: Run) -> Progress:
     if not run.meta.get("loss_is_progress", True):
         trend = LossVerdict.PROVES_NOTHING
     elif curve.values.size >= _FEWEST:
-        trend = curve.trend(warming_up=_is_warming_up(run.scalars["learning_rate"]))
+        trend = curve.trend(warming_up=is_warming_up(run.scalars["learning_rate"]))
     # A single bad batch is not the end of a training; one that never recovers is.
     known = np.flatnonzero(~np.isnan(loss) | broken)
     if known.size and broken[known[-1]]:
@@ -105,7 +105,7 @@ def stuck_before(run: Run, step: int) -> bool:
     known = loss[np.isfinite(loss)]
     if known.size < _FEWEST:
         return False
-    warming_up = _is_warming_up(run.scalars["learning_rate"][earlier])
+    warming_up = is_warming_up(run.scalars["learning_rate"][earlier])
     return _Curve(known).trend(warming_up=warming_up) is LossVerdict.STUCK
 
 
@@ -150,7 +150,7 @@ class _Curve:
         return large and fall > 2 * self._error
 
 
-def _is_warming_up(rates: NDArray[Any]) -> bool:
+def is_warming_up(rates: NDArray[Any]) -> bool:
     """Whether the learning rate has risen from less than half, and still rises at the end."""
     known = rates[~np.isnan(rates)]
     if known.size < 2:  # noqa: PLR2004  (no direction)
