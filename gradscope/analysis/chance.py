@@ -7,6 +7,7 @@ import numpy as np
 
 from gradscope.analysis.graph import BINARY, LIKELIHOODS, PARAMETER, Graph, loss_graph
 from gradscope.analysis.rule import UnjudgedError
+from gradscope.analysis.signals import signal
 from gradscope.record import Run
 
 # As autograd saves `reduction`.
@@ -49,6 +50,28 @@ def chance(run: Run) -> Chance:
         raise UnjudgedError(message)
     terms = given.entries if node.op in BINARY else given.entries // classes
     return Chance(math.log(classes), terms, classes, node.number("reduction") == _SUM)
+
+
+def of_a_guess(run: Run) -> float:
+    """The loss of the best constant prediction; NaN where it is not known.
+
+    Of a mean squared error it is the variance of the targets.
+    """
+    try:
+        known = chance(run)
+    except UnjudgedError:
+        return _of_a_mean(run)
+    return known.loss * (known.terms if known.summed else 1)
+
+
+def _of_a_mean(run: Run) -> float:
+    target = signal(run, "target")
+    try:
+        graph = loss_graph(run)
+    except UnjudgedError:
+        return math.nan
+    is_mean = graph.nodes[0].op == "MseLoss" and graph.nodes[0].number("reduction") != _SUM
+    return target.typical("std") ** 2 if is_mean and target is not None else math.nan
 
 
 def _has_further_terms(graph: Graph, scores: int) -> bool:

@@ -1,15 +1,14 @@
 """The loss as a curve, and what its course can be a witness of."""
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from gradscope.analysis.chance import of_a_guess
 from gradscope.analysis.finding import Severity
 from gradscope.analysis.layers import ROOT
-from gradscope.analysis.robust import F64, at_last, median, noise
+from gradscope.analysis.robust import F64, at_last, noise
 from gradscope.analysis.rule import UnjudgedError
 from gradscope.analysis.words import count
 from gradscope.record import Run, StepArray
@@ -103,8 +102,7 @@ def is_learned_already(run: Run) -> bool:
     """
     loss = run.scalars["loss"].astype(np.float64)
     known = loss[np.isfinite(loss)]
-    guess = _of_a_guess(run)
-    return bool(known.size and np.median(known[:_FIRST]) < _LEARNED * guess)
+    return bool(known.size and np.median(known[:_FIRST]) < _LEARNED * of_a_guess(run))
 
 
 def asks_for_nothing(run: Run) -> bool:
@@ -114,23 +112,3 @@ def asks_for_nothing(run: Run) -> bool:
         return False
     root = [modules.names.index(ROOT)]
     return bool(at_last(modules["output_grad_norm"][:, root])[0, 0] == 0)
-
-
-def _of_a_guess(run: Run) -> float:
-    """The loss of the best constant prediction; NaN where it is not known."""
-    graph = run.meta.get("graph")
-    if not isinstance(graph, Mapping) or graph["root"] != "loss":
-        return math.nan
-    nodes: Sequence[Mapping[str, Any]] = graph["nodes"]
-    root = nodes[0]
-    if root["op"].startswith("BinaryCrossEntropy"):
-        return math.log(2)
-    if root["op"].startswith("NllLoss"):
-        shapes = [shape for i in root["inputs"] if i >= 0 for shape in nodes[i]["shapes"]]
-        # The classes are in dimension 1, or the only one.
-        classes = shapes[0][:2][-1] if shapes and shapes[0] else 0
-        return math.log(classes) if classes > 1 else math.nan
-    if root["op"] == "MseLossBackward0" and "target" in run.signals.names:
-        spread = run.signals["std"][:, run.signals.names.index("target")]
-        return float(median(spread[:, None], axis=0)[0]) ** 2
-    return math.nan
