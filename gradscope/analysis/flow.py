@@ -240,15 +240,18 @@ def flow(run: Run) -> Flow:
     )
 
 
-def operations_of_the_loss(run: Run) -> Iterator[str]:
-    """What is done between the model's output and the loss; everything if the output is unknown."""
+def operations_of_the_loss(run: Run) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """What is done between the model's output and the loss, and with what settings.
+
+    Everything if the output is unknown, nothing if the graph is.
+    """
     try:
         graph = flow(run)
     except UnjudgedError:
         return
     until = set() if graph.output is None else {graph.output}
     for node in sorted(graph.behind([0], until) - until):
-        yield graph.ops[node]
+        yield graph.ops[node], graph.saved[node]
 
 
 def _op(name: str) -> str:

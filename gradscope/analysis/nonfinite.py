@@ -68,8 +68,17 @@ def when(table: Table, row: int) -> str:
 
 def risky_operations(run: Run) -> str:
     """What between the model's output and the loss may leave the numbers; "" if nothing."""
-    names = [_RISKY[op] for op in operations_of_the_loss(run) if op in _RISKY]
+    names = [
+        _RISKY[op]
+        for op, saved in operations_of_the_loss(run)
+        if op in _RISKY and not _is_whole(saved.get("exponent"))
+    ]
     return " and ".join(dict.fromkeys(names))
+
+
+def _is_whole(exponent: object) -> bool:
+    """Whether a power, as a square, is smooth everywhere."""
+    return isinstance(exponent, (int, float)) and exponent >= 1 and exponent == int(exponent)
 
 
 def is_half(run: Run, column: int) -> bool:

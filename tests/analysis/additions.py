@@ -48,7 +48,11 @@ def graph_of(
             "op": "AccumulateGrad" if leaf is not None else node.name(),
             "inputs": inputs,
             "shapes": [list(given.shape) for given in node._input_metadata],
-            "saved": {"dim": node._saved_dim} if hasattr(node, "_saved_dim") else {},
+            "saved": {
+                name: getattr(node, f"_saved_{name}")
+                for name in ("dim", "exponent")
+                if hasattr(node, f"_saved_{name}")
+            },
         }
         if leaf is not None:
             entry["parameter"] = names.get(id(leaf), "?")

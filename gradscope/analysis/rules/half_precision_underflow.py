@@ -154,7 +154,8 @@ def _faint(run: Run, limits: Limits) -> dict[str, tuple[str, float]] | None:
         for column in _lasting(portions >= limits.subnormal, measured(portions), limits):
             name = _place(table, column)
             found.setdefault(name, (which, float(median(portions, axis=0)[column])))
-    return found if seen or found else None
+    worst = sorted(found.items(), key=lambda item: (-item[1][1], item[0]))
+    return dict(worst) if seen or found else None
 
 
 def _of_the_others(small: Any, zeros: Any) -> F64:
@@ -190,6 +191,7 @@ def _lost(run: Run, limits: Limits) -> dict[str, float] | None:
     if 2 * len(columns) <= int((known.any(axis=0)).sum()):
         return {}
     portions = median(values, axis=0)
+    columns.sort(key=lambda column: (-portions[column], table.entities[column].depth))
     return {table.names[column]: float(portions[column]) for column in columns}
 
 
