@@ -240,6 +240,16 @@ class TestBatchNormStatistics:
     def test_that_move_or_are_not_meant_to(self, norms: object, mode: object) -> None:
         assert found(normed(norms, mode).build(), batchnorm_statistics_stale) == []
 
+    @pytest.mark.parametrize(("momentum", "amount"), [(1e-6, 1), (1e-4, 0)])
+    def test_that_move_by_next_to_nothing(self, momentum: float, amount: int) -> None:
+        # Ten channels, whose true variance is 4: running averages of it, from 1 on.
+        variance = 4 - 3 * (1 - momentum) ** STEPS
+        builder = normed(np.sqrt(10) * variance)
+        builder.entities["modules"][-1] = replace(builder.entities["modules"][-1], shape=(32, 10))
+        findings = found(builder.build(), batchnorm_statistics_stale)
+        assert len(findings) == amount
+        assert all("hardly moved in 100 recorded steps" in f.message for f in findings)
+
     def test_steps_in_evaluation_mode_in_between_do_not_count(self) -> None:
         mode = np.where(STEPS % 2, 1.0, 0.0)
         (finding,) = found(
