@@ -391,12 +391,12 @@ def poor(builder: Builder, lack: str) -> Run:
                 values[:] = np.nan
     run = builder.build()
     if lack == "one step":
-        tables = [
+        parameters, modules, signals = (
             replace(t, steps=t.steps[:1], values=t.values[:, :1])
             for t in (run.parameters, run.modules, run.signals)
-        ]
+        )
         scalars = {name: values[:1] for name, values in run.scalars.items()}
-        return Run(*tables, run.steps[:1], scalars, run.meta)
+        return Run(parameters, modules, signals, run.steps[:1], scalars, run.meta)
     return run
 
 

@@ -27,6 +27,8 @@ from tests.analysis.test_structure_rules import LEARNING, found
 Fall = tuple[float, float]
 STEPS = np.arange(100)
 CONVERGED = (2.3, -0.2)
+# No loss was logged.
+UNSEEN = (np.nan, np.nan)
 
 
 def broken(at: int = 40, layer: int = 5, *, reaches: bool = True, until: int = 100) -> Builder:
@@ -175,6 +177,9 @@ class TestHalfPrecisionUnderflow:
         [
             (0.6, STUCK, 0.0, Severity.ERROR),
             (0.6, LEARNING, 0.0, Severity.INFO),
+            (0.6, UNSEEN, 0.0, Severity.INFO),
+            (0.95, UNSEEN, 0.0, Severity.WARNING),
+            (0.95, LEARNING, 0.0, Severity.INFO),
             (0.4, STUCK, 0.0, None),
             # Of those that are not zero.
             (0.3, STUCK, 0.5, Severity.ERROR),

@@ -54,7 +54,8 @@ class Residual(nn.Module):
         self.inner = inner
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.inner(x)
+        inner: Tensor = self.inner(x)
+        return x + inner
 
 
 class LowRank(nn.Module):

@@ -24,6 +24,8 @@ class Limits:
     # Half of what is not zero is below 2**-14, where float16 has fewer bits the smaller it is;
     # 31 % of the values are so in the run that loss scaling was made for (Micikevicius 2018).
     subnormal: float = 0.5
+    # Without a loss that tells, only where hardly any entry has its full precision (as GS003).
+    all_but_all: float = 0.9
     # Nine of ten entries stay as they were: the step is hardly taken.
     lost: float = 0.9
     # What float32 would keep: its neighbours are 6e-8 apart. Less than this share of a weight is
@@ -52,7 +54,8 @@ def half_precision_underflow(run: Run, limits: Limits) -> Iterator[Finding]:
     ordinary step of a thousandth leaves it where it is, at every step again.
 
     ## Known limits
-    Subnormal numbers still carry a few bits: without a stuck loss they are information. Lost
+    Subnormal numbers still carry a few bits: without a stuck loss they are information, unless
+    hardly any entry is larger and nothing is known of the loss. Lost
     updates are a warning where the loss has not converged; an optimizer that keeps the remainder
     (Kahan summation) or a copy in float32 of its own loses nothing, and is not recognized. Of
     optimizers other than SGD and those like Adam the intended step is not known.
@@ -85,8 +88,11 @@ def _of_gradients(
     last = float(scale[~np.isnan(scale)][-1]) if scale is not None and scaled else math.nan
     more = f" (and at {count(len(faint) - 1, 'other place')})" if len(faint) > 1 else ""
     of = f" at a loss scale of {number(last)}" if scaled else ""
+    level = Severity.ERROR if loss.failed else Severity.INFO
+    if loss.verdict is LossVerdict.UNKNOWN and portion >= limits.all_but_all:
+        level = Severity.WARNING
     return half_precision_underflow.finding(
-        Severity.ERROR if loss.failed else Severity.INFO,
+        level,
         name,
         f"{share(portion)} of the gradient's entries other than zero at {layer_in_words(name)}"
         f"{more} are too small for half precision{of}; {loss.words}.",
@@ -188,7 +194,7 @@ def _lost(run: Run, limits: Limits) -> dict[str, float] | None:
     meant = _intended(run) >= limits.kept_by_single
     known = measured(values) & held
     columns = _lasting((values >= limits.lost) & meant, known, limits)
-    if 2 * len(columns) <= int((known.any(axis=0)).sum()):
+    if 2 * len(columns) <= int(held.sum()):
         return {}
     portions = median(values, axis=0)
     columns.sort(key=lambda column: (-portions[column], table.entities[column].depth))
