@@ -3,7 +3,7 @@
 import numpy as np
 
 from gradscope.analysis.flow import operations_of_the_loss
-from gradscope.analysis.robust import F64, measured
+from gradscope.analysis.robust import F64, Bools, measured
 from gradscope.analysis.words import count, listed, number
 from gradscope.record import Run, Table
 
@@ -81,9 +81,10 @@ def _is_whole(exponent: object) -> bool:
     return isinstance(exponent, (int, float)) and exponent >= 1 and exponent == int(exponent)
 
 
-def is_half(run: Run, column: int) -> bool:
-    """Whether the module's output gradient was float16 or bfloat16."""
-    return bool(measured(run.modules["output_grad_underflow_fraction"][:, column]).any())
+def in_half(run: Run) -> Bools:
+    """Per module: whether its output's gradient was float16 or bfloat16."""
+    known = measured(run.modules["output_grad_underflow_fraction"])
+    return np.asarray(known.any(axis=0))
 
 
 def preceding(run: Run, row: int, column: int) -> str:
@@ -93,7 +94,7 @@ def preceding(run: Run, row: int, column: int) -> str:
     sizes: F64 = table["output_absmax"][begin:row, column].astype(np.float64)
     known = sizes[measured(sizes)]
     clauses = []
-    if known.size and is_half(run, column) and 1 >= known[-1] / LARGEST_HALF >= _NEAR_HALF:
+    if known.size and in_half(run)[column] and 1 >= known[-1] / LARGEST_HALF >= _NEAR_HALF:
         clauses.append(
             f"its largest entry had reached {number(float(known[-1]))}, and float16 ends at 65,504"
         )

@@ -74,7 +74,8 @@ def attention_collapse(run: Run, limits: Limits) -> Iterator[Finding]:
     """
     table = run.modules
     entropies = table["attention_entropy"].astype(np.float64)
-    judged = [column for column in range(entropies.shape[1]) if _has_choice(run, column)]
+    # Over a single key it is always zero: there is no choice to lose.
+    judged = [int(column) for column in np.flatnonzero((entropies > 0).any(axis=0))]
     found = [c for column in judged if (c := _collapse(run, column, limits)) is not None]
     for uniform in (False, True):
         layers = [layer for layer in found if (layer.most is not None) == uniform]
@@ -101,13 +102,6 @@ def attention_collapse(run: Run, limits: Limits) -> Iterator[Finding]:
             ),
             remedies=_remedies(worst),
         )
-
-
-def _has_choice(run: Run, column: int) -> bool:
-    """Whether its entropy is known, and was not always zero, as it is over a single key."""
-    values = run.modules["attention_entropy"][:, column]
-    known = values[measured(values)]
-    return bool(known.size and (known > 0).any())
 
 
 def _collapse(run: Run, column: int, limits: Limits) -> _Collapse | None:

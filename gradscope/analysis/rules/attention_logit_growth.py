@@ -69,11 +69,15 @@ def attention_logit_growth(run: Run, limits: Limits) -> Iterator[Finding]:
     Wortsman et al. 2023 (arXiv:2309.14322), section 3.1; Dehghani et al. 2023 (ViT-22B,
     arXiv:2302.05442), section 2.2; Kimi Team 2025 (arXiv:2507.20534), on QK-Clip.
     """
-    columns = [c for c in range(len(run.modules.entities)) if _logits(run, c) is not None]
+    columns = dict(_logits(run))
     if not columns:
         message = "no attention was seen"
         raise UnjudgedError(message)
-    found = [g for column in columns if (g := _grown(run, column, limits)) is not None]
+    found = [
+        grown
+        for column, quantity in columns.items()
+        if (grown := _grown(run, column, quantity, limits)) is not None
+    ]
     if not found:
         return
     worst = max(found, key=lambda layer: (layer.last, -layer.entity.depth))
@@ -113,20 +117,15 @@ def attention_logit_growth(run: Run, limits: Limits) -> Iterator[Finding]:
     )
 
 
-def _logits(run: Run, column: int) -> tuple[str, F64] | None:
-    """The largest logits, else their bound."""
-    for quantity in ("attention_logit_max", "attention_logit_bound"):
-        values: F64 = run.modules[quantity][:, column].astype(np.float64)
-        if measured(values).any():
-            return quantity, values
-    return None
+def _logits(run: Run) -> Iterator[tuple[int, str]]:
+    """The columns of attention, and what is known of each: the bound gives way to the logits."""
+    for quantity in ("attention_logit_bound", "attention_logit_max"):
+        for column in np.flatnonzero(measured(run.modules[quantity]).any(axis=0)):
+            yield int(column), quantity
 
 
-def _grown(run: Run, column: int, limits: Limits) -> _Grown | None:
-    known = _logits(run, column)
-    if known is None:
-        return None
-    quantity, values = known
+def _grown(run: Run, column: int, quantity: str, limits: Limits) -> _Grown | None:
+    values: F64 = run.modules[quantity][:, column].astype(np.float64)
     onset = lasting(
         values,
         values >= limits.logit,

@@ -63,7 +63,7 @@ def batchnorm_statistics_stale(run: Run, limits: Limits) -> Iterator[Finding]:
     table = run.modules
     norms, training = table["buffer_norm"], table["training"] == 1
     found = []
-    for column in range(norms.shape[1]):
+    for column in np.flatnonzero((training & measured(norms)).any(axis=0)):
         rows = np.flatnonzero(training[:, column] & measured(norms[:, column]))
         values = norms[rows, column]
         if rows.size < limits.min_steps:

@@ -7,7 +7,7 @@ import numpy as np
 
 from gradscope.analysis.finding import Evidence, Finding, Severity
 from gradscope.analysis.lasting import lasting
-from gradscope.analysis.nonfinite import LARGEST_HALF, earliest, inner_first, is_half, when
+from gradscope.analysis.nonfinite import LARGEST_HALF, earliest, in_half, inner_first, when
 from gradscope.analysis.robust import F64, measured
 from gradscope.analysis.rule import UnjudgedError, rule
 from gradscope.analysis.words import count, layer_in_words, number, share
@@ -54,7 +54,7 @@ def half_precision_overflow(run: Run, limits: Limits) -> Iterator[Finding]:
     Micikevicius et al. 2018 (arXiv:1710.03740), section 3.3; IEEE 754-2019, table 3.5 (binary16).
     """
     table = run.modules
-    columns = [column for column in range(len(table.entities)) if is_half(run, column)]
+    columns = [int(column) for column in np.flatnonzero(in_half(run))]
     if not columns:
         message = "no output in half precision was seen"
         raise UnjudgedError(message)
@@ -72,6 +72,8 @@ def half_precision_overflow(run: Run, limits: Limits) -> Iterator[Finding]:
             return
     for column in columns:
         values: F64 = sizes[:, column]
+        if not (values >= limits.near * LARGEST_HALF).any():
+            continue
         onset = lasting(
             values,
             values >= limits.near * LARGEST_HALF,

@@ -10,7 +10,7 @@ import numpy as np
 from gradscope.analysis.finding import Evidence, Finding, Severity
 from gradscope.analysis.harm import LossVerdict, Progress, progress
 from gradscope.analysis.layers import module_of
-from gradscope.analysis.robust import F64, Bools, measured, median
+from gradscope.analysis.robust import F64, Bools, measured
 from gradscope.analysis.rule import UnjudgedError, rule
 from gradscope.analysis.updates import held_weights
 from gradscope.analysis.words import count, layer_in_words, number, share
@@ -21,8 +21,9 @@ from gradscope.record import Run, Table
 class Limits:
     """When numbers count as lost to the dtype."""
 
-    # Half of what is not zero is below 2**-14, where float16 has fewer bits the smaller it is;
-    # 31 % of the values are so in the run that loss scaling was made for (Micikevicius 2018).
+    # Half of what is not zero is below 2**-14, where float16 has fewer bits the smaller it is:
+    # loss scaling was made for such histograms (Micikevicius et al. 2018, section 3.2, without
+    # a limit), and most entries are half.
     subnormal: float = 0.5
     # Without a loss that tells, only where hardly any entry has its full precision (as GS003).
     all_but_all: float = 0.9
@@ -55,10 +56,10 @@ def half_precision_underflow(run: Run, limits: Limits) -> Iterator[Finding]:
 
     ## Known limits
     Subnormal numbers still carry a few bits: without a stuck loss they are information, unless
-    hardly any entry is larger and nothing is known of the loss. Lost
-    updates are a warning where the loss has not converged; an optimizer that keeps the remainder
-    (Kahan summation) or a copy in float32 of its own loses nothing, and is not recognized. Of
-    optimizers other than SGD and those like Adam the intended step is not known.
+    hardly any entry is larger and nothing is known of the loss. Lost updates are a warning where
+    the loss has not converged; an optimizer that keeps the remainder (Kahan summation) or a copy
+    in float32 of its own loses nothing, and is not recognized. Of optimizers other than SGD and
+    those like Adam the intended step is not known.
 
     ## Example
     `model.to(torch.bfloat16)` with `torch.optim.AdamW(lr=1e-5)`: the weights do not move. Do
@@ -153,13 +154,15 @@ def _faint(run: Run, limits: Limits) -> dict[str, tuple[str, float]] | None:
             continue
         # Of parameters every dtype is looked at: those of float32 have none.
         seen |= table is run.modules
-        portions = _of_the_others(table[which], table[zeros])
+        # Of most there are none.
+        some = np.flatnonzero((table[which] > 0).any(axis=0))
+        portions = _of_the_others(table[which][:, some], table[zeros][:, some])
         if table is run.parameters:
             # Smaller than any number of float16: it is float32's own end that is meant.
-            portions[table["grad_absmax"] < _SMALLEST_HALF] = np.nan
-        for column in _lasting(portions >= limits.subnormal, measured(portions), limits):
-            name = _place(table, column)
-            found.setdefault(name, (which, float(median(portions, axis=0)[column])))
+            portions[table["grad_absmax"][:, some] < _SMALLEST_HALF] = np.nan
+        held = _lasting(portions >= limits.subnormal, measured(portions), limits)
+        for column, portion in zip(held, np.nanmean(portions[:, held], axis=0), strict=True):
+            found.setdefault(_place(table, int(some[column])), (which, float(portion)))
     worst = sorted(found.items(), key=lambda item: (-item[1][1], item[0]))
     return dict(worst) if seen or found else None
 
@@ -191,12 +194,14 @@ def _lost(run: Run, limits: Limits) -> dict[str, float] | None:
     if "update_lost_fraction" not in table or not measured(table["update_lost_fraction"]).any():
         return None
     values = table["update_lost_fraction"].astype(np.float64)
+    lost = values >= limits.lost
+    if not lost[:, held].any():
+        return {}
     meant = _intended(run) >= limits.kept_by_single
-    known = measured(values) & held
-    columns = _lasting((values >= limits.lost) & meant, known, limits)
+    columns = _lasting(lost & meant, measured(values) & held, limits)
     if 2 * len(columns) <= int(held.sum()):
         return {}
-    portions = median(values, axis=0)
+    portions = dict(zip(columns, np.nanmean(values[:, columns], axis=0), strict=True))
     columns.sort(key=lambda column: (-portions[column], table.entities[column].depth))
     return {table.names[column]: float(portions[column]) for column in columns}
 
