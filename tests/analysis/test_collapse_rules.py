@@ -1,4 +1,4 @@
-"""GS303, GS306, GS307, GS308 and GS310 on runs with a known diagnosis."""
+"""GS303, GS306, GS307 and GS310 on runs with a known diagnosis."""
 
 import math
 from dataclasses import replace
@@ -20,7 +20,7 @@ from gradscope.record import Run
 from tests.analysis.additions import add
 from tests.analysis.synthetic import Builder, Chain
 from tests.analysis.test_depth_rules import STUCK
-from tests.analysis.test_structure_rules import LEARNING, found
+from tests.analysis.test_structure_rules import LEARNING, found, normed
 
 Fall = tuple[float, float]
 STEPS = np.arange(100)
@@ -200,62 +200,6 @@ class TestAttentionLogitGrowth:
             builder.set("modules", "attention_entropy", f"blocks.{layer}/softmax#0", entropy)
         (finding,) = found(builder.build(), attention_logit_growth)
         assert finding.severity is severity
-
-
-def normed(norms: object, mode: object = 1.0) -> Builder:
-    builder = Chain(layers=4).builder()
-    return add(
-        builder,
-        "modules",
-        "norm",
-        group="norm",
-        of="BatchNorm1d",
-        depth=3,
-        buffer_norm=norms,
-        training=mode,
-    )
-
-
-class TestBatchNormStatistics:
-    def test_that_never_move(self) -> None:
-        (finding,) = found(normed(8.0).build(), batchnorm_statistics_stale)
-        assert finding.severity is Severity.WARNING
-        assert finding.layer == "norm"
-        assert "did not move in 100 recorded steps" in finding.message
-        assert "momentum=0.1" in finding.remedies[0]
-
-    @pytest.mark.parametrize(
-        ("norms", "mode"),
-        [
-            # They converge, and then stay: a batch that is always the same.
-            (np.minimum(STEPS, 20) + 8.0, 1.0),
-            (np.where(STEPS % 2, np.nextafter(np.float32(8), np.float32(9)), np.float32(8)), 1.0),
-            # As they should in evaluation mode.
-            (8.0, 0.0),
-            (8.0, np.where(STEPS < 4, 1.0, 0.0)),
-            (8.0, math.nan),
-        ],
-        ids=["converged", "by a bit", "evaluation", "four steps", "unknown"],
-    )
-    def test_that_move_or_are_not_meant_to(self, norms: object, mode: object) -> None:
-        assert found(normed(norms, mode).build(), batchnorm_statistics_stale) == []
-
-    @pytest.mark.parametrize(("momentum", "amount"), [(1e-6, 1), (1e-4, 0)])
-    def test_that_move_by_next_to_nothing(self, momentum: float, amount: int) -> None:
-        # Ten channels, whose true variance is 4: running averages of it, from 1 on.
-        variance = 4 - 3 * (1 - momentum) ** STEPS
-        builder = normed(np.sqrt(10) * variance)
-        builder.entities["modules"][-1] = replace(builder.entities["modules"][-1], shape=(32, 10))
-        findings = found(builder.build(), batchnorm_statistics_stale)
-        assert len(findings) == amount
-        assert all("hardly moved in 100 recorded steps" in f.message for f in findings)
-
-    def test_steps_in_evaluation_mode_in_between_do_not_count(self) -> None:
-        mode = np.where(STEPS % 2, 1.0, 0.0)
-        (finding,) = found(
-            normed(np.where(mode == 1, 8.0, STEPS), mode).build(), batchnorm_statistics_stale
-        )
-        assert "50 recorded steps" in finding.message
 
 
 ROSE = np.where(STEPS < 30, 0.5, 0.99995)

@@ -1,6 +1,7 @@
-"""GS304, GS305 and GS309: what the graph and the modules say before any number does."""
+"""GS304, GS305, GS308 and GS309: what the graph and the modules say before any number does."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch.nn import functional as F  # noqa: N812
 from gradscope.analysis.analyzer import analyze
 from gradscope.analysis.finding import Finding, Severity
 from gradscope.analysis.rule import Rule
+from gradscope.analysis.rules.batchnorm_statistics_stale import batchnorm_statistics_stale
 from gradscope.analysis.rules.dropout_dominates import dropout_dominates
 from gradscope.analysis.rules.hidden_softmax import hidden_softmax
 from gradscope.analysis.rules.linear_network import linear_network
@@ -21,6 +23,7 @@ from tests.analysis.synthetic import Builder, Chain
 from tests.analysis.test_depth_rules import STUCK
 
 LEARNING = (2.3, 1.0)
+STEPS = np.arange(100)
 
 
 def found(run: Run, rule: Rule[Any]) -> list[Finding]:
@@ -33,7 +36,7 @@ def modelled(model: nn.Module, x: Tensor, fall: tuple[float, float] = STUCK) -> 
     """A run of 100 steps with this model's graph, and the modules that it has."""
     output = model(x)
     graph = graph_of(output.square().mean(), output, model)
-    empty = Builder(np.arange(100), [], [], {"graph": graph})
+    empty = Builder(STEPS, [], [], {"graph": graph})
     for depth, (name, module) in enumerate(model.named_modules()):
         kind = "linear" if isinstance(module, nn.Linear) else "other"
         kind = "convolution" if isinstance(module, nn.Conv2d) else kind
@@ -283,3 +286,59 @@ class TestDropoutDominates:
     @pytest.mark.parametrize(("mode", "amount"), [(0.0, 0), (math.nan, 1)])
     def test_in_evaluation_mode_nothing_is_dropped(self, mode: float, amount: int) -> None:
         assert len(found(self.run(0.95, mode=mode), dropout_dominates)) == amount
+
+
+def normed(norms: object, mode: object = 1.0) -> Builder:
+    builder = Chain(layers=4).builder()
+    return add(
+        builder,
+        "modules",
+        "norm",
+        group="norm",
+        of="BatchNorm1d",
+        depth=3,
+        buffer_norm=norms,
+        training=mode,
+    )
+
+
+class TestBatchNormStatistics:
+    def test_that_never_move(self) -> None:
+        (finding,) = found(normed(8.0).build(), batchnorm_statistics_stale)
+        assert finding.severity is Severity.WARNING
+        assert finding.layer == "norm"
+        assert "did not move in 100 recorded steps" in finding.message
+        assert "momentum=0.1" in finding.remedies[0]
+
+    @pytest.mark.parametrize(
+        ("norms", "mode"),
+        [
+            # They converge, and then stay: a batch that is always the same.
+            (np.minimum(STEPS, 20) + 8.0, 1.0),
+            (np.where(STEPS % 2, np.nextafter(np.float32(8), np.float32(9)), np.float32(8)), 1.0),
+            # As they should in evaluation mode.
+            (8.0, 0.0),
+            (8.0, np.where(STEPS < 4, 1.0, 0.0)),
+            (8.0, math.nan),
+        ],
+        ids=["converged", "by a bit", "evaluation", "four steps", "unknown"],
+    )
+    def test_that_move_or_are_not_meant_to(self, norms: object, mode: object) -> None:
+        assert found(normed(norms, mode).build(), batchnorm_statistics_stale) == []
+
+    @pytest.mark.parametrize(("momentum", "amount"), [(1e-6, 1), (1e-4, 0)])
+    def test_that_move_by_next_to_nothing(self, momentum: float, amount: int) -> None:
+        # Ten channels, whose true variance is 4: running averages of it, from 1 on.
+        variance = 4 - 3 * (1 - momentum) ** STEPS
+        builder = normed(np.sqrt(10) * variance)
+        builder.entities["modules"][-1] = replace(builder.entities["modules"][-1], shape=(32, 10))
+        findings = found(builder.build(), batchnorm_statistics_stale)
+        assert len(findings) == amount
+        assert all("hardly moved in 100 recorded steps" in f.message for f in findings)
+
+    def test_steps_in_evaluation_mode_in_between_do_not_count(self) -> None:
+        mode = np.where(STEPS % 2, 1.0, 0.0)
+        (finding,) = found(
+            normed(np.where(mode == 1, 8.0, STEPS), mode).build(), batchnorm_statistics_stale
+        )
+        assert "50 recorded steps" in finding.message
