@@ -6,11 +6,18 @@ from dataclasses import dataclass
 import numpy as np
 
 from gradscope.analysis.finding import Evidence, Finding, Severity
+from gradscope.analysis.nonfinite import (
+    inner_first,
+    nonfinite_inputs,
+    preceding,
+    risky_operations,
+    when,
+)
 from gradscope.analysis.robust import Bools
 from gradscope.analysis.rule import rule
 from gradscope.analysis.scaling import skipped
 from gradscope.analysis.words import layer_in_words
-from gradscope.record import Run, Table
+from gradscope.record import Run
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +68,9 @@ def non_finite_gradient(run: Run, limits: Limits) -> Iterator[Finding]:
     held = int((~np.isnan(run.parameters["grad_nonfinite"][at])).sum())
     after = int(bad[at:].sum())
     origin, remedy, brought = _origin(run, at)
-    when = _when(run, at)
     message = (
-        f"{len(names)} of {held} gradients held NaN or infinity {when}{origin}; "
+        f"{len(names)} of {held} gradients held NaN or infinity {when(run.parameters, at)}"
+        f"{origin}; "
         f"{'so did every recorded step' if bad[at:].all() else f'{after} recorded steps did so'} "
         "from then on."
     )
@@ -93,22 +100,13 @@ def non_finite_gradient(run: Run, limits: Limits) -> Iterator[Finding]:
     )
 
 
-def _when(run: Run, at: int) -> str:
-    """The step, or the interval in which it must have begun."""
-    steps = run.parameters.steps
-    step = int(steps[at])
-    if at == 0 or steps[at - 1] == step - 1:
-        return f"at step {step}"
-    return f"at step {step} (it began after step {int(steps[at - 1])}, the record before)"
-
-
 _Origin = tuple[str, tuple[str, ...], tuple[Evidence, ...]]
 
 
 def _origin(run: Run, at: int) -> _Origin:
     """Where the first non-finite number was: in words, what to do, and evidence of the input."""
     step = int(run.parameters.steps[at])
-    brought = _nonfinite_inputs(run.signals, step)
+    brought = nonfinite_inputs(run, step)
     if brought > 0:
         return (
             ", and so did the model's input",
@@ -119,7 +117,7 @@ def _origin(run: Run, at: int) -> _Origin:
     if not modules.entities:
         return "", (), ()
     where = int(np.searchsorted(modules.steps, step))
-    order = sorted(range(len(modules.entities)), key=lambda index: _inner_first(modules, index))
+    order = sorted(range(len(modules.entities)), key=lambda index: inner_first(modules, index))
     outputs = np.nan_to_num(modules["output_nonfinite"][where]) > 0
     backwards = np.nan_to_num(modules["output_grad_nonfinite"][where]) > 0
     for index in order:
@@ -129,28 +127,18 @@ def _origin(run: Run, at: int) -> _Origin:
                 f"Look at {name}: a logarithm, division, square root or exponential of an "
                 "extreme value, or weights that have grown too large."
             )
-            return f", and the forward pass was broken first at the output of {name}", (advice,), ()
+            before = preceding(run, where, index)
+            words = f", and the forward pass was broken first at the output of {name}{before}"
+            return words, (advice,), ()
     for index in reversed(order):
         if backwards[index]:
             name = layer_in_words(modules.entities[index].name)
+            risky = risky_operations(run)
+            taken = f" (the loss takes {risky})" if risky else ""
             words = (
                 "; the forward pass was finite, the gradient broke on its way back at the output "
-                f"of {name} or behind it"
+                f"of {name} or behind it{taken}"
             )
             advice = f"Look at the derivative of what follows {name}: √x or |x|^p at 0, 0·∞."
             return words, (advice,), ()
     return "", (), ()
-
-
-def _inner_first(modules: Table, index: int) -> tuple[int, int]:
-    """Order of execution; a container after the layers inside it, whose output it hands on."""
-    entity = modules.entities[index]
-    return (entity.group == "container", entity.depth)
-
-
-def _nonfinite_inputs(signals: Table, step: int) -> float:
-    """How many entries of the model's input were NaN or infinite at the step."""
-    if "input" not in signals.names:
-        return 0.0
-    at = int(np.searchsorted(signals.steps, step))
-    return float(np.nan_to_num(signals["nonfinite"][at, signals.names.index("input")]))

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from gradscope.analysis.finding import Evidence, Finding, Severity
+from gradscope.analysis.layers import ROOT
+from gradscope.analysis.nonfinite import risky_operations
 from gradscope.analysis.rule import UnjudgedError, rule
 from gradscope.record import Run
 
@@ -55,7 +57,8 @@ def non_finite_loss(run: Run, limits: Limits) -> Iterator[Finding]:
     yield non_finite_loss.finding(
         Severity.ERROR,
         None,
-        f"The loss is NaN or infinite, {before}, at {at.size} of {int(known.sum())} steps.",
+        f"The loss is NaN or infinite, {before}, at {at.size} of {int(known.sum())} steps"
+        f"{_reason(run, first)}.",
         evidence=(Evidence("loss", None, first, last, float(run.scalars["loss"][at[0]])),),
         remedies=(
             "Use losses that take logits (nn.functional.cross_entropy, "
@@ -65,3 +68,16 @@ def non_finite_loss(run: Run, limits: Limits) -> Iterator[Finding]:
             "If it was finite at first: lower the learning rate, or clip the gradients.",
         ),
     )
+
+
+def _reason(run: Run, step: int) -> str:
+    """What is left to have made it so, where the model's output was still finite."""
+    modules = run.modules
+    if step not in modules.steps or ROOT not in modules.names:
+        return ""
+    row = int(np.searchsorted(modules.steps, step))
+    if modules["output_nonfinite"][row, modules.names.index(ROOT)] != 0:
+        return ""
+    risky = risky_operations(run)
+    made = f" takes {risky}" if risky else " made it"
+    return f"; the model's output was finite then, and the loss{made}"
