@@ -81,7 +81,7 @@ def _configured(rules: Rules, table: Mapping[str, Any], where: str) -> Rules:
         raise ConfigError(message)
     rules = with_limits(rules, limits, where)
     chosen = {
-        key: tuple(_named(rules, key, entry, where) for entry in _entries(table, key, where))
+        key: tuple(named_rules(rules, key, entry, where) for entry in _entries(table, key, where))
         for key in ("select", "ignore")
     }
     selected = chosen["select"] or (rules,)
@@ -105,8 +105,8 @@ def _entries(table: Mapping[str, Any], key: str, where: str) -> Sequence[str]:
     return entries
 
 
-def _named(rules: Rules, key: str, entry: str, where: str) -> Rules:
-    """The rules with this code, beginning of a code, or name."""
+def named_rules(rules: Rules, key: str, entry: str, where: str = "") -> Rules:
+    """The rules with this code, beginning of a code, or name; raises ConfigError for none."""
     found = tuple(
         rule for rule in rules if entry == rule.name or (entry and rule.code.startswith(entry))
     )

@@ -77,8 +77,9 @@ def _limit(limit: Limit) -> Iterator[RenderableType]:
 
 
 def _shown(value: object) -> str:
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return number(value) if is_number else str(value)
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return number(value)
+    return str(value)
 
 
 def _print(parts: Iterator[RenderableType] | Sequence[RenderableType]) -> None:
