@@ -88,7 +88,8 @@ def test_the_command_line_reports_without_torch(
 
 
 def test_the_rules_are_explained_without_torch(python: Callable[[str], str]) -> None:
-    code = "from gradscope.cli import main; assert main(['explain', 'GS101']) == main(['rules']) == 0"
+    calls = "main(['explain', 'GS101']) == main(['rules']) == 0"
+    code = f"from gradscope.cli import main; assert {calls}"
     assert "vanishing-gradient" in python(_WITHOUT_TORCH.format(code=code))
 
 
