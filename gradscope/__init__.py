@@ -11,11 +11,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from gradscope import figures
+    from gradscope import errors, figures, testing
     from gradscope.analysis.analyzer import analyze
+    from gradscope.analysis.config import configured_rules
     from gradscope.analysis.finding import Evidence, Finding, Severity
     from gradscope.analysis.report import Report
     from gradscope.analysis.rule import Rule, rule
+    from gradscope.capture.preflight import preflight
     from gradscope.capture.scope import Scope, watch
     from gradscope.log.reader import load
     from gradscope.record import Entity, Run, Table
@@ -31,10 +33,14 @@ _HOMES = {
     "Severity": "gradscope.analysis.finding",
     "Table": "gradscope.record",
     "analyze": "gradscope.analysis.analyzer",
+    "configured_rules": "gradscope.analysis.config",
     "load": "gradscope.log.reader",
+    "preflight": "gradscope.capture.preflight",
     "rule": "gradscope.analysis.rule",
     "watch": "gradscope.capture.scope",
 }
+
+_MODULES = ("errors", "figures", "testing")
 
 __all__ = [
     "Entity",
@@ -47,9 +53,13 @@ __all__ = [
     "Severity",
     "Table",
     "analyze",
+    "configured_rules",
+    "errors",
     "figures",
     "load",
+    "preflight",
     "rule",
+    "testing",
     "watch",
 ]
 
@@ -57,8 +67,8 @@ __all__ = [
 def __getattr__(name: str) -> object:
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
-    if name == "figures":
-        return import_module("gradscope.figures")
+    if name in _MODULES:
+        return import_module(f"gradscope.{name}")
     message = f"module 'gradscope' has no attribute {name!r}"
     raise AttributeError(message)
 

@@ -1,4 +1,4 @@
-"""The command line: gradscope demo, gradscope report RUN."""
+"""The command line: gradscope demo, report RUN, rules, explain RULE."""
 
 import argparse
 import sys
@@ -10,13 +10,21 @@ from gradscope.errors import GradscopeError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; the exit status is 0, or 2 with a message where it can't work."""
+    """Run a command.
+
+    The exit status is 0; 1 where `report --fail-on` found something; 2, with a message, where it
+    can't work.
+    """
     parsed = _parser().parse_args(arguments)
     try:
         if parsed.command == "demo":
             _demo(parsed.output)
+        elif parsed.command == "rules":
+            _rules(as_json=parsed.json)
+        elif parsed.command == "explain":
+            _explain(parsed.rule)
         else:
-            _report(parsed.runs, parsed.output)
+            return _report(parsed.runs, parsed.output, parsed.fail_on)
     except (GradscopeError, OSError) as error:
         print(f"gradscope: {error}", file=sys.stderr)  # noqa: T201
         return 2
@@ -57,6 +65,15 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="write to .html, .md, .json or .txt instead of the terminal; may be repeated",
     )
+    report.add_argument(
+        "--fail-on",
+        choices=("error", "warning"),
+        help="exit with status 1 where a finding is that severe",
+    )
+    rules = commands.add_parser("rules", help="list the rules")
+    rules.add_argument("--json", action="store_true", help="with their limits, for machines")
+    explain = commands.add_parser("explain", help="what a rule measures, why, and by which limits")
+    explain.add_argument("rule", metavar="RULE", help="its code or name: GS101")
     return parser
 
 
@@ -66,12 +83,39 @@ def _demo(folder: Path) -> None:
     run_demo(folder)
 
 
-def _report(runs: Sequence[Path], outputs: Sequence[Path]) -> None:
+def _rules(*, as_json: bool) -> None:
+    from gradscope.analysis.config import configured_rules  # noqa: PLC0415  (--help stays quick)
+    from gradscope.analysis.plugins import available  # noqa: PLC0415
+    from gradscope.reporters.rules import print_rules, rules_json  # noqa: PLC0415
+
+    asked = {rule.code: rule for rule in configured_rules()}
+    rules = [asked.get(rule.code, rule) for rule in available()]
+    if as_json:
+        print(rules_json(rules, asked))  # noqa: T201
+    else:
+        print_rules(rules, asked)
+
+
+def _explain(wanted: str) -> None:
+    from gradscope.analysis.config import configured_rules, rule_called  # noqa: PLC0415
+    from gradscope.analysis.plugins import available  # noqa: PLC0415
+    from gradscope.reporters.rules import print_rule  # noqa: PLC0415
+
+    asked = {rule.code: rule for rule in configured_rules()}
+    found = rule_called(wanted, available())
+    # With the project's limits, if it is asked.
+    print_rule(asked.get(found.code, found))
+
+
+def _report(runs: Sequence[Path], outputs: Sequence[Path], fail_on: str | None) -> int:
     from gradscope import reporters  # noqa: PLC0415  (--help stays quick)
     from gradscope.analysis.analyzer import analyze  # noqa: PLC0415
+    from gradscope.analysis.config import configured_rules  # noqa: PLC0415
+    from gradscope.analysis.finding import Severity  # noqa: PLC0415
     from gradscope.log.reader import load  # noqa: PLC0415
 
-    reports = [analyze(load(run)) for run in runs]
+    rules = configured_rules()
+    reports = [analyze(load(run), rules) for run in runs]
     if not outputs:
         for number, (run, report) in enumerate(zip(runs, reports, strict=True)):
             if len(reports) > 1:
@@ -80,3 +124,5 @@ def _report(runs: Sequence[Path], outputs: Sequence[Path]) -> None:
     for path in outputs:
         reporters.write_reports(reports, path)
         print(path)  # noqa: T201
+    severities = [finding.severity for report in reports for finding in report.findings]
+    return int(fail_on is not None and max(severities, default=Severity.INFO) >= Severity(fail_on))

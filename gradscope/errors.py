@@ -4,10 +4,13 @@ GradscopeError
 ├── ConfigError (ValueError)      an argument can't mean anything sensible
 ├── ConfigTypeError (TypeError)   an argument is of the wrong type
 ├── UsageError (RuntimeError)     a call at a time when it can't work
+├── TrainingStopped               training ends, as `on_finding="stop"` asks for
 └── LogError (OSError)            a log that can't be written or read
     ├── NoRunError                there is no run in that place
     └── LogVersionError           the run was written by a newer gradscope
 """
+
+from typing import Any
 
 
 class GradscopeError(Exception):
@@ -24,6 +27,20 @@ class ConfigTypeError(GradscopeError, TypeError):
 
 class UsageError(GradscopeError, RuntimeError):
     """A call that can't work at this time."""
+
+
+class TrainingStopped(GradscopeError):  # noqa: N818  (an outcome that was asked for)
+    """Training ends between two steps: `watch(on_finding="stop")` has found an error.
+
+    A function given as `on_finding` may raise it, too. `findings` holds what was found.
+    """
+
+    def __init__(self, findings: tuple[Any, ...] = ()) -> None:
+        super().__init__(findings)
+        self.findings = findings
+
+    def __str__(self) -> str:
+        return "; ".join(f"{f.code} {f.name}: {f.message}" for f in self.findings)
 
 
 class LogError(GradscopeError, OSError):

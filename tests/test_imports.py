@@ -87,6 +87,12 @@ def test_the_command_line_reports_without_torch(
     assert "Healthy" in python(_WITHOUT_TORCH.format(code=code))
 
 
+def test_the_rules_are_explained_without_torch(python: Callable[[str], str]) -> None:
+    calls = "main(['explain', 'GS101']) == main(['rules']) == 0"
+    code = f"from gradscope.cli import main; assert {calls}"
+    assert "vanishing-gradient" in python(_WITHOUT_TORCH.format(code=code))
+
+
 def test_all_public_names_can_be_had() -> None:
     assert gradscope.__all__ == sorted(gradscope.__all__)
     assert dir(gradscope) == gradscope.__all__

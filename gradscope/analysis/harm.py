@@ -178,7 +178,7 @@ def standing_still(run: Run) -> NDArray[np.bool_]:
     judged: NDArray[np.bool_] = held & weights & measured(moved)
     # What starts at zero moves far in proportion to itself, and sets no standard.
     scale = table["weight_rms"][:1].astype(np.float64)
-    if scale.size:
+    if scale.size and judged.any():
         judged &= np.nan_to_num(scale[0]) >= _NEWBORN * median(scale[0][judged], axis=0)
     if not judged.any():
         return judged

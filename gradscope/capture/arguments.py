@@ -16,16 +16,10 @@ from gradscope.capture.selection import names_near
 from gradscope.errors import ConfigError, ConfigTypeError
 
 
-def refuse(*, every: object, budget: object, on_finding: object) -> None:
-    """Arguments that contradict each other, and one whose meaning comes later."""
+def check_cadence(*, every: object, budget: object) -> None:
+    """One way to say how often is enough."""
     if every is not None and budget is not None:
         message = f"every={every!r} and budget={budget!r} contradict each other; give one of them"
-        raise ConfigError(message)
-    if on_finding is not None:
-        message = (
-            f"on_finding={on_finding!r} is not available in this version; "
-            "call scope.report() in the loop"
-        )
         raise ConfigError(message)
 
 

@@ -1,15 +1,19 @@
 """What watch() was asked for, checked before training begins."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Literal, get_args
+from typing import Literal, TypeAlias, get_args
 
+from gradscope.analysis.finding import Finding
 from gradscope.capture.cadence import BUDGET
 from gradscope.errors import ConfigError, ConfigTypeError
 
 Level = Literal["parameters", "full", "deep"]
 LEVELS: tuple[str, ...] = get_args(Level)
+
+# A function that is told of findings, or how training ends at the first error.
+OnFinding: TypeAlias = Callable[[Finding], object] | Literal["stop"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +26,7 @@ class CaptureConfig:
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     loss_is_progress: bool = True
+    on_finding: OnFinding | None = None
 
     # A unit counts as dead when it was zero for this many recorded samples in a row. A healthy
     # unit that fires for 2 % of the samples stays silent that long once in 175 times.
@@ -43,6 +48,7 @@ class CaptureConfig:
         if self.level not in LEVELS:
             message = f"level={self.level!r} is not available; choose from {', '.join(LEVELS)}"
             raise ConfigError(message)
+        _check_on_finding(self.on_finding)
 
     @property
     def is_full(self) -> bool:
@@ -63,6 +69,22 @@ class CaptureConfig:
 
 def _any_matches(names: Sequence[str], among: Sequence[str]) -> bool:
     return any(fnmatchcase(name, pattern) for name in names for pattern in among)
+
+
+def _check_on_finding(on_finding: object) -> None:
+    if isinstance(on_finding, str):
+        if on_finding != "stop":
+            message = (
+                f"on_finding={on_finding!r} is not available; choose 'stop', or give a function "
+                "that is called with each finding"
+            )
+            raise ConfigError(message)
+    elif on_finding is not None and not callable(on_finding):
+        message = (
+            f"on_finding={on_finding!r} is neither a function that is called with each finding "
+            "nor 'stop'"
+        )
+        raise ConfigTypeError(message)
 
 
 def patterns(argument: str, value: str | Sequence[str] | None) -> tuple[str, ...]:

@@ -1,8 +1,8 @@
 """What TensorBoard shows of the report, while training goes on and at its end."""
 
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from gradscope.capture.guard import DISPLAY, FINDINGS, PICTURES, WORST_LAYERS, Guard
 from gradscope.capture.recorder import Recorder
@@ -10,6 +10,7 @@ from gradscope.log import schema
 
 if TYPE_CHECKING:
     from gradscope.analysis.report import Report
+    from gradscope.analysis.rule import Rule
     from gradscope.record import Run
 
 # What it may take of the time since the start, and what the first refresh takes, in seconds.
@@ -27,8 +28,15 @@ class Display:
     read: the run so far, not more of it than may be in memory.
     """
 
-    def __init__(self, read: Callable[[], "Run"], recorder: Recorder, guard: Guard) -> None:
+    def __init__(
+        self,
+        read: Callable[[], "Run"],
+        rules: Sequence["Rule[Any]"],
+        recorder: Recorder,
+        guard: Guard,
+    ) -> None:
         self._read = read
+        self._rules = rules
         self._recorder = recorder
         self._guard = guard
         self._started = time.monotonic()
@@ -56,7 +64,7 @@ class Display:
     def _refresh(self) -> None:
         from gradscope.analysis.analyzer import analyze  # noqa: PLC0415  (only when asked for)
 
-        report = analyze(self._read())
+        report = analyze(self._read(), self._rules)
         steps = report.run.steps
         step = int(steps[-1]) if len(steps) else 0
         parts = ((FINDINGS, _findings), (WORST_LAYERS, _worst_layers), (PICTURES, _pictures))

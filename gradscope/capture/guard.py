@@ -27,6 +27,8 @@ FINDINGS = "findings as text"
 WORST_LAYERS = "worst layers as text"
 PICTURES = "pictures for TensorBoard"
 DISPLAY = "the report in TensorBoard"
+LIVE = "findings during training"
+ON_FINDING = "on_finding"
 
 _NOT_THE_USERS = tuple(str(Path(module.__file__ or "").parent) for module in (gradscope, torch))
 

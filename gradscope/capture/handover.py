@@ -22,10 +22,12 @@ class Handover:
         self._pulses = pulses
         self._flushed_at = time.monotonic()
         self.recorder: Recorder | None = None
+        # Seconds that something else than the recorder took beside the training loop.
+        self.beside = 0.0
 
     def seconds(self) -> float:
-        """What the recorder's thread has computed for so far, beside the training loop."""
-        return 0.0 if self.recorder is None else self.recorder.seconds
+        """What other threads have computed for so far, beside the training loop."""
+        return self.beside + (0.0 if self.recorder is None else self.recorder.seconds)
 
     def record_bytes(self) -> int:
         """What the log's records have taken of the disk."""

@@ -75,7 +75,9 @@ class Observer:
         # Set by the owner: hooks the parts, when they are to be hooked; told how many steps are
         # recorded, when one more is.
         self.watch_parts: Callable[[], None] = lambda: None
-        self.on_record: Callable[[int], None] = lambda _: None
+        self.on_record: list[Callable[[int], None]] = []
+        # Called where a step may begin, with what tells whether the last is over; whether to go on.
+        self.between_steps: Callable[[Callable[[], bool]], bool] = lambda _: True
         self._on_end: Callable[[], None] = lambda: None
         self._watching_parts = False
         self._open: Step | None = None
@@ -121,14 +123,16 @@ class Observer:
             self._guard.say(OUTPUTS, message, aloud=False)
             return
         if torch.is_grad_enabled():
-            self._guard.run(STEPS, self._forward_begins, module, args, kwargs)
+            if self.between_steps(self._is_between):
+                self._guard.run(STEPS, self._forward_begins, module, args, kwargs)
         elif self._taps is not None:
             self._taps.stand_aside()
 
     def before_part(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         """A part of a model whose own forward is not called begins its forward."""
         del args, kwargs
-        if torch.is_grad_enabled() and not is_set_apart() and not is_replica(module):
+        expected = torch.is_grad_enabled() and not is_set_apart() and not is_replica(module)
+        if expected and self.between_steps(self._is_between):
             self._guard.run(STEPS, self._part_begins)
 
     def after_forward(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
@@ -150,6 +154,8 @@ class Observer:
     def before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
         """An optimizer's step begins; returns its arguments if the closure is to be wrapped."""
         wrapped: list[tuple[Any, Any]] = []
+        # With a forward before it, that was the place.
+        self.between_steps(lambda: self._open is None or id(optimizer) in self._open.stepped)
         self._guard.run(STEPS, self._step_begins, optimizer, args, kwargs, wrapped)
         return wrapped[0] if wrapped else None
 
@@ -157,6 +163,13 @@ class Observer:
         """An optimizer's step ends."""
         del args, kwargs
         self._guard.run(STEPS, self._step_ends, optimizer)
+
+    def _is_between(self) -> bool:
+        return self._open is None or self._is_done(self._open)
+
+    def charge(self, seconds: float) -> None:
+        """So many seconds were spent beside the training loop; any budget pays for them."""
+        self._handover.beside += seconds
 
     # What the user's Scope calls.
 
@@ -313,7 +326,8 @@ class Observer:
         if self._writes and self.counts["closed_steps"] == LOSS_EXPECTED_AFTER:
             self._pulses.expect_loss()
         if step.rows is not None:
-            self.on_record(self.counts["recorded_steps"])
+            for told in self.on_record:
+                told(self.counts["recorded_steps"])
 
     def _finish_record(self, step: Step) -> None:
         if self._taps is not None:

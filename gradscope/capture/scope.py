@@ -11,33 +11,37 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
-from gradscope.capture import compiled, coverage, fused
+from gradscope.analysis.config import configured_rules
+from gradscope.capture import compiled, fused
 from gradscope.capture.arguments import (
+    check_cadence,
     check_criterion,
     check_model,
     check_resume,
     check_selection,
     checked_optimizers,
     checked_scaler,
-    refuse,
 )
 from gradscope.capture.attachment import attach, is_scripted
 from gradscope.capture.bystander import Bystander
 from gradscope.capture.cadence import checked_budget
-from gradscope.capture.config import CaptureConfig, patterns
+from gradscope.capture.config import CaptureConfig, OnFinding, patterns
 from gradscope.capture.context import is_compiled
 from gradscope.capture.display import Display
-from gradscope.capture.distributed import check_sharding, described_processes, limits, processes
-from gradscope.capture.exits import close_at_exit
-from gradscope.capture.folders import changed_settings, run_folder
-from gradscope.capture.guard import LOG, OUTPUTS, SCALARS, STEPS, Guard, Problem, warn
+from gradscope.capture.distributed import check_sharding, described_processes, processes
+from gradscope.capture.exits import close_at_exit, close_earlier
+from gradscope.capture.folders import run_folder
+from gradscope.capture.guard import LOG, SCALARS, STEPS, Guard, Problem
 from gradscope.capture.hooks import Hooks, owners
+from gradscope.capture.live import Live
 from gradscope.capture.meta import described
 from gradscope.capture.names import unwrapped
 from gradscope.capture.observer import Observer
+from gradscope.capture.provisos import say_provisos
+from gradscope.capture.reading import Reading
 from gradscope.capture.recorder import Recorder
-from gradscope.errors import ConfigTypeError, LogError, UsageError
-from gradscope.log.reader import empty_run, load, load_part
+from gradscope.errors import ConfigTypeError, UsageError
+from gradscope.log.reader import load, load_part
 from gradscope.log.scalars import margin_layout
 from gradscope.log.writer import RunWriter
 from gradscope.record import Run
@@ -58,7 +62,7 @@ def watch(
     scaler: object = None,
     include: str | Sequence[str] | None = None,
     exclude: str | Sequence[str] | None = None,
-    on_finding: Callable[..., object] | str | None = None,
+    on_finding: OnFinding | None = None,
     loss_is_progress: bool = True,
     resume: bool = False,
 ) -> "Scope":
@@ -91,16 +95,20 @@ def watch(
     resume: go on with the run in log_dir, after the last step that it holds, as one run; also
         after a kill. A folder without a run gets a new one. Restoring model and optimizer is
         yours; the same names and shapes keep their place, new ones are added.
-    on_finding: not available yet; refused by name.
+    on_finding: a function that is called with each warning and error (a Finding), once per layer,
+        on the thread that trains, between two steps, and at `close()` with the rest; what it
+        raises is warned of. Another thread judges, within the budget (with every: 1 % of the
+        time). "stop": the first error raises `errors.TrainingStopped` before the next step.
 
-    Where several processes train, call it on each of them; rank 0 writes. Where they split the
-    parameters, what is recorded of these is of the whole.
+    Where several processes train, call it on each of them; rank 0 writes, and alone is told of
+    findings. Where they split the parameters, what is recorded of these is of the whole.
 
     Raises ConfigError or ConfigTypeError for arguments that can't work, also for a run to be
-    resumed that is not this model's; LogError for a folder that can't be written or read, or a
-    run to be resumed that another process writes to. Inside the training loop nothing is raised.
+    resumed that is not this model's, and for a mistake in pyproject.toml's `[tool.gradscope]`;
+    LogError for a folder that can't be written or read, or a run to be resumed that another
+    process writes to. Inside the training loop nothing is raised but what on_finding asks for.
     """
-    refuse(every=every, budget=budget, on_finding=on_finding)
+    check_cadence(every=every, budget=budget)
     check_resume(resume=resume, log_dir=log_dir)
     check_model(model)
     check_sharding(model)
@@ -114,6 +122,7 @@ def watch(
         include=patterns("include", include),
         exclude=patterns("exclude", exclude),
         loss_is_progress=loss_is_progress,
+        on_finding=on_finding,
     )
     check_selection(model, config)
     earlier = [
@@ -123,16 +132,10 @@ def watch(
     ]
     if resume:
         # Theirs may be the run that goes on.
-        _close(earlier)
+        close_earlier(earlier)
     scope = Scope(model, optimizers, criterion, config, log_dir, scaler=grad_scaler, resume=resume)
-    _close(earlier)
+    close_earlier(earlier)
     return scope
-
-
-def _close(scopes: list["Scope"]) -> None:
-    while scopes:
-        warn("this model was watched already; the earlier watch is closed")
-        scopes.pop().close()
 
 
 class Scope:
@@ -149,6 +152,7 @@ class Scope:
         scaler: GradScaler | None,
         resume: bool = False,
     ) -> None:
+        self._rules = configured_rules()
         self._config = config
         self._closed = False
         self._has_charts = False
@@ -158,6 +162,9 @@ class Scope:
         with ExitStack() as undo:
             self._begin(undo, model, optimizers, criterion, log_dir, scaler=scaler, resume=resume)
             undo.pop_all()
+        self._live = Live(config, self._snapshot, self._rules, self._recorder, self._guard)
+        if self._writes:
+            self._live.follow(self._observer)
 
     def _begin(
         self,
@@ -186,6 +193,7 @@ class Scope:
         folder = run_folder(self, log_dir, resume=resume, writes=self._writes)
         undo.callback(folder.discard)
         self.log_dir, self._temporary = folder.path, folder.temporary
+        self._reading = Reading(self.log_dir, self._meta, self._guard, writes=self._writes)
         self._first_step = 0
         if folder.earlier is not None:
             self._observer.take_up(folder.earlier)
@@ -197,9 +205,9 @@ class Scope:
             self._recorder = Recorder(writer, weakref.WeakMethod(self._log_failed))
             undo.callback(self._recorder.close)
             self._observer.record_to(self._recorder)
-        self._display = Display(self._part, self._recorder, self._guard)
+        self._display = Display(self._part, self._rules, self._recorder, self._guard)
         if self._writes and not self._temporary:
-            self._observer.on_record = self._display.recorded
+            self._observer.on_record.append(self._display.recorded)
         self._hooks = Hooks(self)
         undo.callback(self._hooks.remove)
         attach(self._hooks, self._observer, core, optimizers, criterion)
@@ -207,14 +215,9 @@ class Scope:
         if is_compiled(model):
             # It may have run before it had hooks.
             compiled.forget_graphs()
-        if scripted:
-            message = "the model is compiled: its parameters are recorded, its outputs are not"
-            self._guard.say(OUTPUTS, message)
-        if folder.earlier is not None:
-            for message in changed_settings(folder.earlier, self._meta):
-                self._guard.say("resume", message, aloud=False)
-        if known is not None:
-            self._guard.say("processes", limits(known), aloud=False)
+        say_provisos(
+            self._guard, self._meta, scripted=scripted, earlier=folder.earlier, known=known
+        )
         # For a Scope that is dropped without being closed.
         self._finalizer = weakref.finalize(self, self._recorder.abandon)
         self._finalizer.atexit = False
@@ -324,17 +327,14 @@ class Scope:
         """Of a long run as much as may be in memory while it trains."""
         return self._read_back(load_part)
 
+    def _snapshot(self) -> Callable[[], Run]:
+        return self._reading.beside(self._observer.coverage())
+
     def _read_back(self, read: Callable[[Path], Run]) -> Run:
         if not self._closed:
             self._settle()
             self._recorder.flush()
-        run = empty_run(self._meta)
-        if self._writes:
-            try:
-                run = read(self.log_dir)
-            except LogError as error:
-                self._guard.say(LOG, f"the log can't be read back: {error}")
-        return coverage.with_problems(run, self._guard.problems, self._coverage)
+        return self._reading.run(read, self._coverage)
 
     def _settle(self) -> None:
         """Hand over everything that is known."""
@@ -343,10 +343,10 @@ class Scope:
         self._guard.run(LOG, self._observer.write_coverage, self._coverage)
 
     def report(self) -> "Report":
-        """The findings so far, root causes first; also after `close()`."""
+        """The findings so far, root causes first, by the project's rules; also after `close()`."""
         from gradscope.analysis.analyzer import analyze  # noqa: PLC0415  (only when asked for)
 
-        return analyze(self.run())
+        return analyze(self.run(), self._rules)
 
     def close(self) -> None:
         """Remove all hooks and finish the log. Closing twice is harmless.
@@ -359,7 +359,7 @@ class Scope:
         if not self._observer.is_awaited():
             self._hooks.remove()
         self._observer.stop()
-        self._observer.on_record = lambda _: None
+        self._observer.on_record.clear()
         self._settle()
         if self._writes and not self._temporary:
             self._display.refresh()
@@ -368,6 +368,7 @@ class Scope:
         self._recorder.close()
         self._finalizer.detach()
         self._forget_exit()
+        self._live.close()
 
     @property
     def is_closed(self) -> bool:

@@ -106,10 +106,11 @@ REFUSED: dict[str, Refused] = {
     "budget in words": ({"budget": "1%"}, TypeError, ("budget='1%'", "share")),
     "scaler is none": ({"scaler": 1024.0}, TypeError, ("scaler=1024.0", "torch.amp.GradScaler")),
     "on_finding": (
-        {"on_finding": print},
+        {"on_finding": "abort"},
         ConfigError,
-        ("on_finding=", "not available", "scope.report()"),
+        ("on_finding='abort'", "choose 'stop'", "function"),
     ),
+    "on_finding is a number": ({"on_finding": 3}, TypeError, ("on_finding=3", "'stop'")),
     "resume without a folder": (
         {"resume": True, "log_dir": None},
         ConfigError,
