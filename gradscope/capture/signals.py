@@ -10,7 +10,7 @@ from gradscope.capture import statistics
 from gradscope.capture.config import CaptureConfig
 from gradscope.capture.entities import Roster
 from gradscope.capture.graph import GraphTaker
-from gradscope.capture.guard import GRAPH, Guard
+from gradscope.capture.guard import GRAPH, SIGNALS, Guard
 from gradscope.capture.outputs import first_input, first_tensor, is_measurable, output_loss
 from gradscope.capture.precision import widened
 from gradscope.capture.pulses import Pulses
@@ -132,7 +132,7 @@ class Signals:
         with torch.no_grad():
             step.rows.add("signal", row, statistics.moments(tensor))
             if self._is_full:
-                self._look_closer(step, name, row, tensor)
+                self._guard.run(SIGNALS, self._look_closer, step, name, row, tensor)
 
     def _look_closer(self, step: Step, name: str, row: int, tensor: Tensor) -> None:
         rows, tensor = step.rows, local(tensor)
