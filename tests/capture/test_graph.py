@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from gradscope.capture.scope import watch
+from gradscope.errors import GradscopeWarning
 from gradscope.log.reader import load
 from tests.capture.trainings import mlp_model, sgd, vectors
 
@@ -357,6 +358,37 @@ def test_compiled_model_is_one_node(tmp_path: Path) -> None:
             assert run.signals["max"][0, row] == 1
         assert list(run.signals["sample_std"][:, row]) == pytest.approx([0, 0], abs=1e-6)
         assert run.signals["repeated"][1, row] == float(name == "input")
+
+
+@pytest.mark.parametrize(
+    ("broken", "part"),
+    [
+        ("gradscope.capture.graph.walked", "autograd graph"),
+        ("gradscope.capture.handover.Handover.graph", "autograd graph"),
+        ("gradscope.capture.signals.spread", "signals"),
+    ],
+)
+def test_failure_stops_that_part_alone(
+    broken: str, part: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fail(*_: object) -> None:
+        message = "out of luck"
+        raise ValueError(message)
+
+    monkeypatch.setattr(broken, fail)
+    model = two_layers()
+    optimizer = sgd(model)
+    with watch(model, optimizer, log_dir=tmp_path, every=1) as scope:
+        with pytest.warns(GradscopeWarning, match=f"{part} disabled: ValueError: out of luck"):
+            loss = F.mse_loss(model(torch.ones(5, 3)), torch.zeros(5, 2))
+        loss.backward()
+        scope.log(loss=loss)
+        optimizer.step()
+        run = scope.run()
+    assert [problem["part"] for problem in run.meta["problems"]] == [part]
+    assert ("graph" in run.meta) == (part == "signals")
+    assert run.signals["max"][0, run.signals.names.index("input")] == 1
+    assert run.scalars["loss"][0] == pytest.approx(float(loss.detach()))
 
 
 class Dispatched(TorchDispatchMode):
