@@ -381,8 +381,8 @@ def test_failure_stops_that_part_alone(
     with watch(model, optimizer, log_dir=tmp_path, every=1) as scope:
         with pytest.warns(GradscopeWarning, match=f"{part} disabled: ValueError: out of luck"):
             loss = F.mse_loss(model(torch.ones(5, 3)), torch.zeros(5, 2))
-        loss.backward()
-        scope.log(loss=loss)
+            loss.backward()
+            scope.log(loss=loss)
         optimizer.step()
         run = scope.run()
     assert [problem["part"] for problem in run.meta["problems"]] == [part]
