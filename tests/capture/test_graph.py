@@ -12,13 +12,11 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional as F  # noqa: N812
 from torch.optim import SGD
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from gradscope.capture.scope import watch
-from gradscope.errors import GradscopeWarning
 from gradscope.log.reader import load
-from tests.capture.trainings import mlp_model, sgd, vectors
+from tests.capture.trainings import sgd
 
 Graph = dict[str, Any]
 
@@ -358,77 +356,3 @@ def test_compiled_model_is_one_node(tmp_path: Path) -> None:
             assert run.signals["max"][0, row] == 1
         assert list(run.signals["sample_std"][:, row]) == pytest.approx([0, 0], abs=1e-6)
         assert run.signals["repeated"][1, row] == float(name == "input")
-
-
-@pytest.mark.parametrize(
-    ("broken", "part"),
-    [
-        ("gradscope.capture.graph.walked", "autograd graph"),
-        ("gradscope.capture.handover.Handover.graph", "autograd graph"),
-        ("gradscope.capture.signals.spread", "signals"),
-    ],
-)
-def test_failure_stops_that_part_alone(
-    broken: str, part: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    def fail(*_: object) -> None:
-        message = "out of luck"
-        raise ValueError(message)
-
-    monkeypatch.setattr(broken, fail)
-    model = two_layers()
-    optimizer = sgd(model)
-    with watch(model, optimizer, log_dir=tmp_path, every=1) as scope:
-        with pytest.warns(GradscopeWarning, match=f"{part} disabled: ValueError: out of luck"):
-            loss = F.mse_loss(model(torch.ones(5, 3)), torch.zeros(5, 2))
-            loss.backward()
-            scope.log(loss=loss)
-        optimizer.step()
-        run = scope.run()
-    assert [problem["part"] for problem in run.meta["problems"]] == [part]
-    assert ("graph" in run.meta) == (part == "signals")
-    assert run.signals["max"][0, run.signals.names.index("input")] == 1
-    assert run.scalars["loss"][0] == pytest.approx(float(loss.detach()))
-
-
-class Dispatched(TorchDispatchMode):
-    """Lists the operations that run."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.ops: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        del types
-        self.ops.append(str(func))
-        return func(*args, **(kwargs or {}))
-
-
-def test_unrecorded_step_runs_what_it_runs_without_gradscope(tmp_path: Path) -> None:
-    def trained(model: nn.Module, log_dir: Path | None) -> tuple[list[str], list[Tensor]]:
-        """The operations of the third step: the second closes the first, which is recorded."""
-        optimizer = sgd(model)
-        scope = None if log_dir is None else watch(model, optimizer, log_dir=log_dir, every=9)
-        for step in range(3):
-            with Dispatched() as dispatched:
-                torch.manual_seed(step)
-                x, y = vectors()
-                optimizer.zero_grad()
-                loss = F.cross_entropy(model(x), y)
-                loss.backward()
-                if scope is not None and step == 0:
-                    scope.log(loss=loss, target=y)
-                optimizer.step()
-        if scope is not None:
-            scope.close()
-        return dispatched.ops, [p.detach().clone() for p in model.parameters()]
-
-    def model() -> nn.Module:
-        torch.manual_seed(0)
-        return nn.Sequential(mlp_model(), nn.Dropout(0.5), nn.BatchNorm1d(5))
-
-    bare, weights = trained(model(), None)
-    watched, same = trained(model(), tmp_path)
-    assert "graph" in load(tmp_path).meta
-    assert watched == bare
-    assert all(torch.equal(a, b) for a, b in zip(weights, same, strict=True))
