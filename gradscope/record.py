@@ -245,7 +245,8 @@ class Run:
     step). The tables hold the recorded steps only. `histograms` are those of the gradients; `deep`
     holds those that `level="deep"` adds, by `weight`, `update`, `output` and `output_grad`. `meta`
     holds what does not change from step to step: model, optimizers, versions, cadence, `coverage`,
-    `problems`, `left_out`.
+    `problems`, `left_out`, `dropout` (name → share), and where one was seen the autograd `graph` of
+    a loss, or else of an output: breadth-first from its root, see `capture/graph.py`.
     """
 
     parameters: Table

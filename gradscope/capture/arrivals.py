@@ -9,6 +9,7 @@ from torch import Tensor
 from gradscope.capture import blindspots, compiled, statistics
 from gradscope.capture.context import adds_to_gradients
 from gradscope.capture.deep import OutputSamples
+from gradscope.capture.derive import What
 from gradscope.capture.entities import Roster
 from gradscope.capture.guard import OUTPUTS, Guard
 from gradscope.capture.hooks import Hooks, on_gradient
@@ -16,6 +17,10 @@ from gradscope.capture.recorder import Rows
 from gradscope.capture.scaling import LossScaling
 from gradscope.capture.uses import Use, Uses
 
+# What the gradient of an output adds to a step's rows.
+_ARRIVING: frozenset[What] = frozenset(
+    {"output_gradient", "underflow", "output_gradient_magnitudes"}
+)
 _HALF = frozenset({torch.float16, torch.bfloat16})
 
 
@@ -82,6 +87,18 @@ class Arrivals:
             self._leaf_hooks.on_gradient(tensor, target)
         else:
             on_gradient(tensor, target)
+
+    def leave_out(self, uncertain: Collection[int]) -> None:
+        """Forget the gradients in these rows: which of them came to which can't be told."""
+        if self._rows is not None and uncertain:
+            names = ", ".join(self._roster.module_name(row) for row in sorted(uncertain))
+            message = (
+                f"compiled, and used several times in a step of which not all got a gradient: "
+                f"which one did can't be told of {names}"
+            )
+            self._guard.say(OUTPUTS, message, aloud=False)
+            self._rows.drop(_ARRIVING, uncertain)
+            self.seen.difference_update(uncertain)
 
     def reasons(self, rows: Collection[int]) -> dict[int, str]:
         """Why nothing has come to these."""

@@ -52,13 +52,15 @@ def _attach_parts(hooks: Hooks, observer: Observer) -> None:
 def _forward_begins(
     handler: Callable[[nn.Module, Any, Any], None], module: nn.Module, value: Tensor | None
 ) -> None:
-    """Of a forward that a graph tells of, its first floating input is known."""
+    """Of a forward that a graph tells of, its first input is known."""
     handler(module, (value,), {})
 
 
-def _forward_ends(observer: Observer, module: nn.Module, loss: Tensor | None) -> None:
-    """Of what it returns, the loss."""
-    returned = None if loss is None else loss.requires_grad_()
+def _forward_ends(
+    observer: Observer, module: nn.Module, loss: Tensor | None, output: Tensor | None
+) -> None:
+    """Of what it returns, the loss and the first tensor."""
+    returned = {"loss": None if loss is None else loss.requires_grad_(), "output": output}
     observer.after_forward(module, (), {}, returned)
 
 

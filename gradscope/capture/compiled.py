@@ -19,14 +19,14 @@ import torch
 from torch import Tensor, nn
 
 from gradscope.capture.closed import why_closed
-from gradscope.capture.outputs import first_tensor, output_loss
+from gradscope.capture.outputs import first_input, first_tensor, output_loss
 
 # An output in a graph: the inlet of its module, and which of the hooks' calls in the graph.
 Place = tuple[int, int]
 
 _SCHEMAS = (
     "begin(Tensor? input, Tensor slot) -> ()",
-    "end(Tensor? loss, Tensor slot) -> ()",
+    "end(Tensor? loss, Tensor? output, Tensor slot) -> ()",
     "output(Tensor output, Tensor slot, int call, bool awaited) -> ()",
     "gradient(Tensor gradient, Tensor slot, int call) -> ()",
 )
@@ -88,17 +88,17 @@ class Inlet:
 
 
 def trace_begin(inlet: Inlet, module: nn.Module, args: Any, kwargs: Any) -> None:
-    """A forward begins: tell(its first floating input, or None)."""
+    """A forward begins: tell(its first input of numbers, or None)."""
     del module
     if _announce(inlet.slot) != _SILENT and torch.is_grad_enabled():
-        torch.ops.gradscope.begin(first_tensor((args, kwargs)), inlet.slot)
+        torch.ops.gradscope.begin(first_input((args, kwargs)), inlet.slot)
 
 
 def trace_end(inlet: Inlet, module: nn.Module, args: Any, kwargs: Any, value: Any) -> None:
-    """A forward ends: tell(the loss that it returns, or None)."""
+    """A forward ends: tell(the loss that it returns, its first floating output; or None)."""
     del module, args, kwargs
     if _announce(inlet.slot) != _SILENT and torch.is_grad_enabled():
-        torch.ops.gradscope.end(output_loss(value), inlet.slot)
+        torch.ops.gradscope.end(output_loss(value), first_tensor(value), inlet.slot)
 
 
 def trace_output(inlet: Inlet, module: nn.Module, args: Any, kwargs: Any, value: Any) -> None:
@@ -156,8 +156,8 @@ def _begin(value: Tensor | None, slot: Tensor) -> None:
     _tell(slot, value)
 
 
-def _end(loss: Tensor | None, slot: Tensor) -> None:
-    _tell(slot, loss)
+def _end(loss: Tensor | None, output: Tensor | None, slot: Tensor) -> None:
+    _tell(slot, loss, _readable(output))
 
 
 def _output(value: Tensor, slot: Tensor, call: int, awaited: bool) -> None:  # noqa: FBT001
@@ -169,7 +169,11 @@ def _tell(slot: Tensor, value: Tensor | None, *known: object) -> None:
     if inlet is not None:
         # It was when this was traced; the graph itself runs without.
         with torch.enable_grad():
-            inlet.tell(None if value is None or _is_replayed(value) else value.detach(), *known)
+            inlet.tell(_readable(value), *known)
+
+
+def _readable(value: Tensor | None) -> Tensor | None:
+    return None if value is None or _is_replayed(value) else value.detach()
 
 
 def _is_replayed(tensor: Tensor) -> bool:

@@ -20,6 +20,8 @@ _NUMBERS: Mapping[derive.What, _Numbers] = {
     "signal": "moments",
     "saturated": "sums",
     "underflow": "sums",
+    "training": "sums",
+    "signal_spread": "sums",
     "output_magnitudes": "sums",
     "output_gradient_magnitudes": "sums",
     "attention_entropy": "sums",

@@ -6,6 +6,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from gradscope.capture.spread import SPREAD
 from gradscope.capture.statistics import MOMENTS, OCTAVES
 from gradscope.quantities import CATALOGUE, MAGNITUDES, Magnitudes, TableName
 from gradscope.record import CountArray
@@ -40,7 +41,11 @@ What = Literal[
     "attention_logit",  # the largest logit
     "attention_bound",  # what no logit exceeds
     "attention_entropy",  # Σ of the rows' entropies, rows
+    "training",  # 1 where a module ran in training mode
+    "buffers",  # Σ of the squares of a batch norm's running mean, or variance; their number
     "signal",  # moments of a signal
+    "signal_spread",  # see SPREAD: the numbers, then of each in how many forwards it is known
+    "signal_repeated",  # 1 where the signal is that of the step before
 ]
 # Of one kind: the entity of each row, and the rows.
 Block: TypeAlias = tuple[Sequence[int], F64]
@@ -165,6 +170,7 @@ def _modules(rows: RowsByKind) -> _Columns:
         ("time_steps", "time_steps"),
         ("attention_entropy", "attention_entropy"),
         ("underflow", "output_grad_underflow_fraction"),
+        ("training", "training"),
     )
     for what, quantity in means:
         if what in rows:
@@ -187,11 +193,24 @@ def _modules(rows: RowsByKind) -> _Columns:
     for what, quantity in steps:
         if what in rows:
             columns[quantity] = _described("", rows[what])["norm"]
+    if "buffers" in rows:
+        entities, total = merge_sums(rows["buffers"])
+        columns["buffer_norm"] = (entities, np.sqrt(total[:, 0]))
     return columns | _described("time_grad_", rows.get("time"))
 
 
 def _signals(rows: RowsByKind) -> _Columns:
-    return _described("", rows.get("signal"))
+    """Over micro-batches min, max, mean, std and rms are those of all; of the rest the mean."""
+    columns = _described("", rows.get("signal"))
+    if "signal_spread" in rows:
+        entities, total = merge_sums(rows["signal_spread"])
+        for place, quantity in enumerate(SPREAD):
+            known = total[:, len(SPREAD) + place]
+            columns[quantity] = (entities, _ratio(total[:, place], known))
+    if "signal_repeated" in rows:
+        entities, total = merge_sums(rows["signal_repeated"])
+        columns["repeated"] = (entities, total[:, 0])
+    return columns
 
 
 def merge_sums(block: Block) -> tuple[NDArray[np.int64], F64]:
@@ -237,7 +256,7 @@ def merge_moments(block: Block) -> tuple[NDArray[np.int64], F64]:
 
 
 def _described(prefix: str, block: Block | None) -> _Columns:
-    """Norm, rms, mean, std, absmax, zero fraction and non-finite count.
+    """Norm, rms, mean, std, absmax, zero fraction, non-finite count, min and max.
 
     NaN where no entry was finite; the count of non-finite entries is always known.
     """
@@ -261,6 +280,8 @@ def _described(prefix: str, block: Block | None) -> _Columns:
         "absmax": np.where(count > 0, absmax, np.nan),
         "zero_fraction": merged[:, _ZEROS] / count,
         "nonfinite": merged[:, _NONFINITE],
+        "min": np.where(count > 0, merged[:, _MIN], np.nan),
+        "max": np.where(count > 0, merged[:, _MAX], np.nan),
     }
     return {prefix + name: (entities, values) for name, values in quantities.items()}
 

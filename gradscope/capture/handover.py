@@ -72,6 +72,11 @@ class Handover:
         if self.recorder is not None:
             self.recorder.call(partial(RunWriter.coverage, coverage=coverage))
 
+    def graph(self, graph: Mapping[str, Any]) -> None:
+        """Write down the autograd graph of a step."""
+        if self.recorder is not None:
+            self.recorder.call(partial(RunWriter.graph, graph=graph))
+
     def _packet(self, rows: Rows | None, pulses: list[Pulse]) -> Packet:
         # The recorder's thread reads them; the last may still be added to.
         fixed = (*pulses[:-1], pulses[-1].copy())

@@ -11,7 +11,8 @@ from torch.nn.parameter import UninitializedParameter
 
 from gradscope.capture.cadence import describe
 from gradscope.capture.config import CaptureConfig
-from gradscope.capture.names import class_name
+from gradscope.capture.entities import ROOT
+from gradscope.capture.names import class_name, named_modules
 from gradscope.capture.samples import sampling
 
 
@@ -29,6 +30,7 @@ def described(
         "cadence": describe(config.every, config.budget),
         "level": config.level,
         "sampling": sampling(known, config),
+        "dropout": _dropout(model),
         "loss_is_progress": config.loss_is_progress,
         "created": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         "versions": {
@@ -36,4 +38,14 @@ def described(
             "torch": torch.__version__,
             "python": platform.python_version(),
         },
+    }
+
+
+def _dropout(model: nn.Module) -> dict[str, float]:
+    """The share that each dropout drops."""
+    kind = nn.modules.dropout._DropoutNd  # noqa: SLF001  (the only common base)
+    return {
+        name or ROOT: float(module.p)
+        for name, module in named_modules(model)
+        if isinstance(module, kind)
     }

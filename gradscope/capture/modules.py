@@ -13,7 +13,6 @@ from gradscope.capture.compiled import AwaitedGradients, Inlet, Place
 from gradscope.capture.config import CaptureConfig
 from gradscope.capture.context import is_set_apart, is_transformed
 from gradscope.capture.deep import OutputSamples
-from gradscope.capture.derive import What
 from gradscope.capture.entities import Roster, watched_modules
 from gradscope.capture.functional import FunctionalTaps
 from gradscope.capture.guard import OUTPUTS, Guard
@@ -22,13 +21,9 @@ from gradscope.capture.outputs import first_tensor, why_unmeasured
 from gradscope.capture.recorder import Rows
 from gradscope.capture.recurrent import TimeGradients
 from gradscope.capture.scaling import LossScaling
+from gradscope.capture.train_eval import TrainEval
 from gradscope.capture.units import Units
 from gradscope.capture.uses import MOST_USES, Use, Uses
-
-# What the gradient of an output adds to a step's rows.
-_ARRIVING: frozenset[What] = frozenset(
-    {"output_gradient", "underflow", "output_gradient_magnitudes"}
-)
 
 
 class ModuleTaps:
@@ -66,6 +61,7 @@ class ModuleTaps:
         self._sequences = Uses(roster, config.max_uses)
         self.time = TimeGradients(roster, config, guard, scaling)
         self._units = Units(config)
+        self._train_eval = TrainEval()
         # Of the step being recorded, for the coverage: table rows.
         self._ran_modules: set[nn.Module] = set()
         self._aside = SetAside()
@@ -86,6 +82,7 @@ class ModuleTaps:
         self._listening = True
         self.time.arm(rows)
         self._hook_modules()
+        self._train_eval.arm(self._names)
         self._count_uses()
         self._first = {}
         self._sequences.complete(None)
@@ -176,6 +173,7 @@ class ModuleTaps:
         """Listen to no further forward; gradients of this step's outputs are still taken."""
         self._listening = False
         self._starts.remove()
+        self._train_eval.release()
         self._calls.disarm()
         if not self._stay:
             self.detach()
@@ -191,6 +189,7 @@ class ModuleTaps:
         self.detach()
         self._calls.disarm()
         self._arrivals.detach()
+        self.time.release()
 
     def finish(self) -> None:
         """The step was read: what still arrives belongs to no step."""
@@ -199,27 +198,11 @@ class ModuleTaps:
         self._sequences.complete(self._rows)
         self._samples.count()
         if self._rows is not None:
-            self._leave_out_uncertain(self._rows)
+            self._arrivals.leave_out(self._awaited.uncertain())
             self.reach_compiled()
             self._units.count_dead(self._rows, self._ran)
         self._arrivals.end()
         self._rows, self._awaited = None, AwaitedGradients()
-
-    def _leave_out_uncertain(self, rows: Rows) -> None:
-        uncertain = self._awaited.uncertain()
-        if uncertain:
-            names = ", ".join(self._roster.module_name(row) for row in sorted(uncertain))
-            message = (
-                f"compiled, and used several times in a step of which not all got a gradient: "
-                f"which one did can't be told of {names}"
-            )
-            self._guard.say(OUTPUTS, message, aloud=False)
-            rows.entries = [
-                entry
-                for entry in rows.entries
-                if entry[0] not in _ARRIVING or entry[1] not in uncertain
-            ]
-            self._arrivals.seen -= uncertain
 
     def reach_compiled(self) -> None:
         """Modules that did not run may have done so in a graph from before they had hooks."""
@@ -399,6 +382,7 @@ class ModuleTaps:
         moments = statistics.moments(output)
         if row is not None:
             rows.add("output", row, moments)
+            self._train_eval.measure(rows, row, module)
             self._samples.take_output(rows, row, output)
             if not output.is_sparse:
                 self._units.measure(rows, row, module, output)

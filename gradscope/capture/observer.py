@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
-from gradscope.capture import coverage
 from gradscope.capture.cadence import Cadence
 from gradscope.capture.config import CaptureConfig
 from gradscope.capture.context import is_replica, is_set_apart
+from gradscope.capture.coverage import Account
 from gradscope.capture.distributed import Presence, processes
 from gradscope.capture.entities import Roster
 from gradscope.capture.events import Events
@@ -82,11 +82,10 @@ class Observer:
         self._watching_parts = False
         self._open: Step | None = None
         self._next = 0
-        self._signals = Signals(self._roster, self._pulses, writes=writes)
-        counted = ("forwards", "optimizer_steps", "closed_steps", "recorded_steps")
-        self.counts = dict.fromkeys(counted, 0)
-        self._coverage: dict[str, Any] = {}
-        self._earlier: Mapping[str, Any] = {}
+        write = handover.graph
+        self._signals = Signals(self._roster, config, self._pulses, guard, write, writes=writes)
+        self._account = Account()
+        self.counts = self._account.counts
 
     def record_to(self, recorder: Recorder) -> None:
         """Hand over what is recorded from now on."""
@@ -100,7 +99,8 @@ class Observer:
         # Other processes do not know the step: the first one is recorded, the next are agreed.
         due = processes() is not None
         self._cadence.begin_at(earlier.step, due=due, written=earlier.size)
-        self._earlier = earlier.coverage
+        self._account.earlier = earlier.coverage
+        self._signals.graph.is_done = "graph" in earlier.meta
 
     def traced(self, why_not: str | None) -> None:
         """A compiler takes a hook into its graph; or leaves it out, and why."""
@@ -142,14 +142,13 @@ class Observer:
             if self._taps is not None:
                 self._taps.forward_ends()
             if self._open is not None:
-                self._guard.run(SCALARS, self._signals.see_output, kwargs, output)
+                self._guard.run(SCALARS, self._signals.see_output, self._open, kwargs, output)
 
     def after_criterion(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         """The criterion's forward ends."""
         del module
         if self._open is not None and not is_set_apart():
-            see = self._signals.see_criterion
-            self._guard.run(SCALARS, see, self._open, args, kwargs, output)
+            self._guard.run(SCALARS, self._signals.see_criterion, self._open, args, kwargs, output)
 
     def before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
         """An optimizer's step begins; returns its arguments if the closure is to be wrapped."""
@@ -186,9 +185,7 @@ class Observer:
             return
         step = self._open
         self._pulses.log(loss, grad_norm, scalars)
-        for name, signal in (("target", target), ("output", output)):
-            if step is not None and signal is not None:
-                self._signals.see(step, name, signal)
+        self._signals.see_logged(step, self._next - 1, loss, target, output)
         if step is None or self._is_done(step):
             self._offer()
 
@@ -234,15 +231,13 @@ class Observer:
         """What was seen and what was not, and what it cost."""
         spent, whole = self._guard.seconds()
         now = {
-            **self._coverage,
-            **self.counts,
             **self.optimizers.coverage(),
             "loss_seen": self._pulses.loss_seen,
             "unfinished_step": self._open is not None and not self._is_done(self._open),
             "seconds_in_hooks": spent,
             "seconds_watched": whole,
         }
-        return coverage.of_run(self._earlier, now)
+        return self._account.total(now)
 
     def _release(self) -> None:
         """Step tracking has failed: hold nothing, gather nothing."""
@@ -255,7 +250,6 @@ class Observer:
         """Take the module hooks away."""
         if self._taps is not None:
             self._taps.stop()
-            self._taps.time.release()
 
     def is_awaited(self) -> bool:
         """Whether other processes wait for this one at the next step that is recorded."""
@@ -274,8 +268,7 @@ class Observer:
         step = self._begin()
         step.entered = True
         self.counts["forwards"] += 1
-        if step.rows is not None and step.reader is None:
-            self.shards.attempt(self._signals.see, step, "input", (args, kwargs))
+        self.shards.attempt(self._signals.see_input, step, (args, kwargs))
         if self._taps is not None:
             self._taps.forward_begins(module)
 
@@ -334,8 +327,9 @@ class Observer:
             self._taps.finish()
         if step.reader is not None:
             step.reader.updates()
-        self.counts["recorded_steps"] += 1
-        self._note_coverage(step)
+        self._signals.step_closed()
+        if self._account.note(step.reader, self._taps):
+            self.write_coverage(self.coverage())
 
     def _offer(self, *, at_once: bool = False) -> None:
         """What is known now, in case that the loop pauses."""
@@ -414,14 +408,6 @@ class Observer:
             self._taps.time.release()
         self.counts["optimizer_steps"] += 1
         self._offer()
-
-    def _note_coverage(self, step: Step) -> None:
-        # Of a step that was skipped nothing was read: what was seen before still counts.
-        seen = {**self._coverage, **coverage.of_step(step.reader, self._taps)}
-        # At powers of two as well, for a run that is killed: the counts and what it cost go on.
-        if seen != self._coverage or self.counts["recorded_steps"].bit_count() == 1:
-            self._coverage = seen
-            self.write_coverage(self.coverage())
 
     def write_coverage(self, known: Mapping[str, Any]) -> None:
         """Write down what was seen so far."""

@@ -4,15 +4,27 @@ from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from gradscope.capture.shards import known
+
+_WHOLE = frozenset({torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64})
 
 
 def first_tensor(value: object) -> Tensor | None:
     """The first floating, non-scalar tensor of a structured value that can be measured."""
     for tensor in _tensors(value):
         if _is_real(tensor) and is_measurable(tensor):
+            return tensor
+    return None
+
+
+def first_input(value: object) -> Tensor | None:
+    """The first non-scalar tensor of numbers, whole ones too, that can be measured."""
+    for tensor in _tensors(value):
+        is_whole = tensor.dim() > 0 and tensor.dtype in _WHOLE
+        if (is_whole or _is_real(tensor)) and is_measurable(tensor):
             return tensor
     return None
 

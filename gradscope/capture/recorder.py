@@ -9,7 +9,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
@@ -63,6 +63,12 @@ class Rows:
     def add(self, what: derive.What, entity: int, numbers: Tensor, *known: float) -> None:
         """Add a row of numbers."""
         self.entries.append((what, entity, numbers, known))
+
+    def drop(self, kinds: Collection[derive.What], entities: Collection[int]) -> None:
+        """Forget rows of these kinds and entities."""
+        self.entries = [
+            entry for entry in self.entries if entry[0] not in kinds or entry[1] not in entities
+        ]
 
     def flag(self, quantity: str, entity: int, value: float) -> None:
         """Set a quantity of a parameter."""

@@ -42,7 +42,7 @@ def plain(tensor: Tensor) -> Tensor:
     return _flat(local(tensor.detach()))
 
 
-def _in_any_order(tensor: Tensor) -> Tensor:
+def in_any_order(tensor: Tensor) -> Tensor:
     """The same as it lies in memory, where that is without gaps: a copy costs more than reading."""
     tensor = local(tensor.detach())
     if tensor.layout is torch.strided and not tensor.is_contiguous():
@@ -97,7 +97,7 @@ def moments(tensor: Tensor) -> Tensor:
     """The sufficient statistics of all entries: float64 of shape (7,), see MOMENTS."""
     if tensor.is_sparse:
         return _sparse_moments(tensor)
-    flat = _in_any_order(tensor)
+    flat = in_any_order(tensor)
     if _is_at_hand(flat):
         return host.moments(flat)
     if not has_float64(flat.device):
@@ -134,7 +134,7 @@ def _fused(tensors: Sequence[Tensor], wanted: Callable[[Tensor], Tensor]) -> lis
     by_device: dict[torch.device, list[tuple[int, Tensor]]] = {}
     for place, tensor in enumerate(tensors):
         if fused.is_on_gpu(tensor):
-            flat = _in_any_order(tensor)
+            flat = in_any_order(tensor)
             if fused.fits(flat):
                 by_device.setdefault(flat.device, []).append((place, flat))
     for some in by_device.values():
@@ -149,7 +149,7 @@ def _small_at_hand(tensor: Tensor) -> Tensor | None:
     """The flat tensor if it is small and lies in host memory."""
     if tensor.is_sparse or not tensor.is_cpu:
         return None
-    flat = _in_any_order(tensor)
+    flat = in_any_order(tensor)
     return flat if 0 < flat.numel() <= host.SMALL and _is_at_hand(flat) else None
 
 
@@ -220,7 +220,7 @@ def touched_rows(tensor: Tensor) -> Tensor:
 
 def squares(tensor: Tensor) -> Tensor:
     """(Σx², count) of the finite entries: float64 of shape (2,)."""
-    flat = _in_any_order(tensor)
+    flat = in_any_order(tensor)
     if not has_float64(flat.device):
         return single_precision.squares(flat)
     if _is_at_hand(flat):

@@ -44,5 +44,6 @@ _WIDEN: Mapping[What, Callable[[F64], F64]] = {
     "time_last": _moments,
     "signal": _moments,
     "weight": _squares,
+    "buffers": _squares,
     "update": _update,
 }

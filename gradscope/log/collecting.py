@@ -52,6 +52,7 @@ class Collected:
     )
     pulses: list[Pulses] = field(default_factory=list)
     coverage: dict[str, Any] = field(default_factory=dict)
+    graph: dict[str, Any] | None = None
     problems: list[dict[str, Any]] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
     # What of a long run is kept; None: all.
@@ -188,6 +189,8 @@ def _take_json(found: Collected, tag: str, content: dict[str, Any], path: Path) 
             found.entities[content["table"]][column] = entity
     elif tag == schema.COVERAGE:
         found.coverage = content
+    elif tag == schema.GRAPH:
+        found.graph = content
     elif tag == schema.PROBLEM:
         # Resumed, a run meets the same limits again.
         if all(content["message"] != earlier["message"] for earlier in found.problems):

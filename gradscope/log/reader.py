@@ -126,6 +126,8 @@ def _run(folder: Path | None, found: Collected) -> Run:
     meta["coverage"] = found.coverage
     meta["problems"] = found.problems
     meta["left_out"] = found.left_out
+    if found.graph is not None:
+        meta["graph"] = found.graph
     return Run(
         parameters=tables["parameters"],
         modules=tables["modules"],

@@ -11,6 +11,7 @@ are one packed string, whose metadata name the bins. Everything else is JSON.
 import json
 import re
 import struct
+import zlib
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, TypeAlias
@@ -45,13 +46,16 @@ ENTITIES = "gradscope/entities"
 PULSE = "gradscope/pulse"
 PROBLEM = "gradscope/problem"
 COVERAGE = "gradscope/coverage"
+GRAPH = "gradscope/graph"
 _HISTOGRAMS = "gradscope/histograms"
 # Those of gradients were there first.
 COUNTS: dict[Magnitudes, str] = {
     of: _HISTOGRAMS if of == "grad" else f"{_HISTOGRAMS}/{of}" for of in MAGNITUDES
 }
 # JSON, which is of no step: numbered by a sequence of their own.
-NUMBERED = frozenset({HEADER, RESUMED, ENTITIES, PROBLEM, COVERAGE})
+NUMBERED = frozenset({HEADER, RESUMED, ENTITIES, PROBLEM, COVERAGE, GRAPH})
+# The large one among them is packed: a graph's nodes are much alike.
+_PACKED = frozenset({GRAPH})
 # For TensorBoard alone.
 FINDINGS = "gradscope/findings"
 WORST_LAYERS = "gradscope/worst_layers"
@@ -125,12 +129,14 @@ def _string_value(tag: str, string: bytes, plugin: str, content: bytes = b"") ->
 
 def json_value(tag: str, content: Mapping[str, Any]) -> Value:
     """A record of JSON."""
-    return _string_value(tag, json.dumps(content, allow_nan=False).encode(), PLUGIN)
+    text = json.dumps(content, allow_nan=False).encode()
+    return _string_value(tag, zlib.compress(text) if tag in _PACKED else text, PLUGIN)
 
 
 def read_json(value: Value) -> dict[str, Any]:
     """The content of a JSON record."""
-    content: dict[str, Any] = json.loads(value.tensor.string_val[0])
+    text = value.tensor.string_val[0]
+    content: dict[str, Any] = json.loads(zlib.decompress(text) if value.tag in _PACKED else text)
     return content
 
 

@@ -166,6 +166,10 @@ class RunWriter:
         """What was seen and what was not; the last one written holds."""
         self._json(schema.COVERAGE, coverage)
 
+    def graph(self, graph: Mapping[str, Any]) -> None:
+        """The autograd graph of a step; the last one written holds."""
+        self._json(schema.GRAPH, graph)
+
     def show(self, step: int, values: Sequence[schema.Value]) -> None:
         """Something for TensorBoard alone; reading the run back passes over it."""
         self._event(step, values)

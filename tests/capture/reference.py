@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -40,6 +41,49 @@ def described(tensors: Iterable[Tensor]) -> Numbers:
         "absmax": float(np.abs(finite).max()),
         "zero_fraction": float((finite == 0).mean()),
     }
+
+
+def signal_numbers(tensors: Sequence[Tensor]) -> Numbers:
+    """The quantities of a signal but `repeated`; of micro-batches what has no sum as a mean."""
+    numbers = described(tensors)
+    entries = np.concatenate([wide(tensor) for tensor in tensors])
+    finite = entries[np.isfinite(entries)]
+    if finite.size:
+        numbers |= {"min": float(finite.min()), "max": float(finite.max())}
+    looks = [_looks(tensor) for tensor in tensors if tensor.numel()]
+    for name in {name for look in looks for name in look}:
+        numbers[name] = float(np.mean([look[name] for look in looks if name in look]))
+    return numbers
+
+
+def _looks(tensor: Tensor) -> Numbers:
+    flat = wide(tensor)
+    numbers = {"distinct": float(len(np.unique(flat[np.isfinite(flat)])))}
+    features = tensor.shape[1] if tensor.dim() > 1 else 1
+    places = flat.reshape(len(tensor), features, -1)
+    variances: list[list[float]] = []
+    for feature in range(features):
+        of_places = [place[np.isfinite(place)] for place in places[:, feature].T]
+        variances.append([float(np.var(place)) for place in of_places if len(place) > 1])
+    known = [float(np.mean(some)) for some in variances if some]
+    if known:
+        numbers["sample_std"] = float(np.sqrt(np.mean([v for some in variances for v in some])))
+        if tensor.dim() > 1 and tensor.is_floating_point():
+            numbers["feature_std_min"] = float(np.sqrt(min(known)))
+            numbers["feature_std_max"] = float(np.sqrt(max(known)))
+    return numbers
+
+
+def assert_signal(
+    table: Table, row: int, name: str, *tensors: Tensor, repeated: float = _NAN, rtol: float = 1e-4
+) -> None:
+    """Every quantity of a signal, given what was seen of it in the step."""
+    expected = {**signal_numbers(tensors), "repeated": repeated}
+    column = table.names.index(name)
+    for quantity in table.quantities:
+        found = table[quantity][row, column]
+        wanted = expected.get(quantity, _NAN)
+        assert found == pytest.approx(wanted, rel=rtol, abs=1e-7, nan_ok=True), quantity
 
 
 def prefixed(prefix: str, numbers: Mapping[str, float]) -> Numbers:

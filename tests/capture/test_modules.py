@@ -24,6 +24,8 @@ ELSEWHERE = {
     "dead_unit_fraction",
     "attention_logit_max",
     "attention_entropy",
+    "training",
+    "buffer_norm",
 }
 
 
