@@ -6,10 +6,27 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gradscope.analysis.analyzer import analyze
+from gradscope.analysis.report import Report
+from gradscope.analysis.rules import BUILTIN
 from gradscope.quantities import CATALOGUE, TableName
 from gradscope.record import Entity, Run, Table
 
 WIDTH = 64
+
+# The rules on what a chain of layers records. Those on the loss alone (GS2xx) would add to what
+# these say of a chain that does not learn.
+_OF_CHAINS = frozenset(
+    {
+        *("GS001", "GS002", "GS003", "GS004", "GS008", "GS101", "GS102", "GS104"),
+        *("GS301", "GS302", "GS401", "GS402", "GS501", "GS503"),
+    }
+)
+
+
+def asked(run: Run, limits: dict[str, dict[str, float]] | None = None) -> Report:
+    """What the rules on chains of layers say."""
+    return analyze(run, [rule for rule in BUILTIN if rule.code in _OF_CHAINS], limits)
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from gradscope.analysis.analyzer import analyze
 from gradscope.analysis.finding import Severity
 from gradscope.record import Run
-from tests.analysis.synthetic import Builder, Chain
+from tests.analysis.synthetic import Builder, Chain, asked
 from tests.analysis.test_depth_rules import STUCK, findings
 
 
@@ -64,7 +63,7 @@ class TestNothingRecorded:
     def test_other_processes_than_the_one_that_writes_have_no_finding(self) -> None:
         for rank, found in ((0, ["GS001"]), (1, [])):
             run = Chain(steps=0, meta={"distributed": {"rank": rank, "world_size": 2}}).run()
-            report = analyze(run)
+            report = asked(run)
             assert [finding.code for finding in report.findings] == found
         (skip,) = (skip for skip in report.skipped if skip.code == "GS001")
         assert skip.reason == "rank 0 of 2 processes has the report"
@@ -279,7 +278,7 @@ def test_a_table_full_of_nan_is_skipped_with_its_reason() -> None:
     for quantities in builder.arrays.values():
         for values in quantities.values():
             values[:] = np.nan
-    report = analyze(builder.build())
+    report = asked(builder.build())
     assert [finding.code for finding in report.findings] == ["GS001"]
     reasons = {skip.code: skip.reason for skip in report.skipped}
     assert reasons["GS101"] == "not measured: modules.output_grad_norm"

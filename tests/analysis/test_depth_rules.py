@@ -7,16 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradscope.analysis.analyzer import analyze
 from gradscope.analysis.finding import Finding, Severity
 from gradscope.record import Run
-from tests.analysis.synthetic import Chain
+from tests.analysis.synthetic import Chain, asked
 
 STUCK = (2.31, 2.305)
 
 
 def findings(run: Run) -> dict[str, Finding]:
-    report = analyze(run)
+    report = asked(run)
     # A rule that fails is skipped in a report; in a test it must not hide.
     assert not [skip for skip in report.skipped if skip.reason.startswith("failed")]
     return {finding.code: finding for finding in report.findings}
@@ -45,7 +44,7 @@ def test_a_sigmoid_chain_vanishes_and_its_weights_are_not_blamed() -> None:
 def test_weights_too_small_for_relu_explain_the_vanishing() -> None:
     # A third of He's scale passes on a third of the gradient.
     small = 2**0.5 / 3
-    report = analyze(Chain(factor=1 / 3, scale=small, loss=STUCK).run())
+    report = asked(Chain(factor=1 / 3, scale=small, loss=STUCK).run())
     assert [finding.code for finding in report.findings] == ["GS104", "GS101"]
     assert report.findings[1].explained_by == ("GS104",)
     assert "3 times too small for ReLU" in report.findings[0].message
@@ -53,7 +52,7 @@ def test_weights_too_small_for_relu_explain_the_vanishing() -> None:
 
 
 def test_weights_too_large_for_tanh_explain_the_explosion() -> None:
-    report = analyze(Chain(factor=4.0, scale=4.0, activation="Tanh", loss=(9.0, 9.0)).run())
+    report = asked(Chain(factor=4.0, scale=4.0, activation="Tanh", loss=(9.0, 9.0)).run())
     assert [finding.code for finding in report.findings] == ["GS104", "GS102"]
     assert report.roots == report.findings[:1]
     assert "xavier_normal_" in report.findings[0].remedies[0]
@@ -137,7 +136,7 @@ def test_explosion_is_judged_by_the_steps_before_the_numbers_broke() -> None:
         builder.arrays[table][quantity][1:] = np.nan
     builder.scalars["loss"][1:] = np.nan
     builder.scalars["loss_nonfinite"][1:] = 1
-    report = analyze(builder.build())
+    report = asked(builder.build())
     assert [finding.code for finding in report.findings] == ["GS104", "GS102", "GS501", "GS503"]
     assert [finding.severity for finding in report.findings] == [Severity.ERROR] * 4
     assert report.findings[3].explained_by == ("GS104", "GS102", "GS501")
@@ -165,8 +164,8 @@ def test_the_verdict_does_not_depend_on_the_order_of_the_columns(seed: int) -> N
 
 def test_limits_can_be_overridden() -> None:
     run = Chain(factor=10 ** (-2.0 / 11), activation="Sigmoid", loss=STUCK).run()
-    assert analyze(run).healthy
-    report = analyze(run, limits={"GS101": {"decay": 0.1}})
+    assert asked(run).healthy
+    report = asked(run, limits={"GS101": {"decay": 0.1}})
     assert [finding.code for finding in report.findings] == ["GS101"]
 
 
@@ -204,7 +203,7 @@ def test_decay_beyond_the_dtype_is_still_decay() -> None:
     for table, quantity in (("modules", "output_grad_norm"), ("parameters", "grad_norm")):
         values = builder.arrays[table][quantity]
         values[values < 1e-38] = 0
-    report = analyze(builder.build())
+    report = asked(builder.build())
     assert [finding.code for finding in report.findings] == ["GS101", "GS003"]
     assert report.findings[1].explained_by == ("GS101",)
 
@@ -220,7 +219,7 @@ def test_what_was_learning_until_a_nan_came_was_not_harmed_by_its_depth() -> Non
 
 
 def test_too_few_layers_are_said_to_be() -> None:
-    report = analyze(Chain(layers=3).run())
+    report = asked(Chain(layers=3).run())
     reasons = {skip.code: skip.reason for skip in report.skipped}
     assert reasons["GS101"] == "3 layers with weights got a gradient, 4 are needed"
 
@@ -230,7 +229,7 @@ def test_outputs_that_start_inflated_are_harm_though_the_loss_falls() -> None:
     builder = replace(chain, updates_follow=False).builder()
     assert findings(builder.build())["GS104"].severity is Severity.INFO
     builder.set("modules", "output_rms", "layers.11", 1e4)
-    report = analyze(builder.build())
+    report = asked(builder.build())
     assert [(f.code, f.severity.value) for f in report.findings] == [
         ("GS104", "warning"),
         ("GS102", "info"),

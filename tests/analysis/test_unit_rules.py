@@ -7,9 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradscope.analysis.analyzer import analyze
 from gradscope.analysis.finding import Severity
-from tests.analysis.synthetic import Builder, Chain
+from tests.analysis.synthetic import Builder, Chain, asked
 from tests.analysis.test_depth_rules import STUCK, findings
 
 LEARNING = (2.3, 1.0)
@@ -41,16 +40,16 @@ class TestDeadRelu:
     def test_too_few_inputs_are_no_fault_of_the_measurement(self) -> None:
         builder = Chain(steps=7).builder()
         builder.arrays["modules"]["dead_unit_fraction"][:] = np.nan
-        (skip,) = (s for s in analyze(builder.build()).skipped if s.code == "GS301")
+        (skip,) = (s for s in asked(builder.build()).skipped if s.code == "GS301")
         assert "too few inputs were recorded: 256" in skip.reason
         # Without a rectifier there is nothing to wait for.
         smooth = Chain(steps=7, activation="GELU").builder()
         smooth.arrays["modules"]["dead_unit_fraction"][:] = np.nan
-        assert "GS301" not in {s.code for s in analyze(smooth.build()).skipped}
+        assert "GS301" not in {s.code for s in asked(smooth.build()).skipped}
 
     def test_a_layer_dead_from_the_start_explains_the_zero_gradients(self) -> None:
         chain = Chain(layers=4, loss=STUCK)
-        report = analyze(cut_off(dying(chain.builder(), 2, 1.0), 2).build())
+        report = asked(cut_off(dying(chain.builder(), 2, 1.0), 2).build())
         assert [f.code for f in report.findings] == ["GS301", "GS003"]
         dead, zero = report.findings
         assert dead.severity is Severity.ERROR
@@ -110,7 +109,7 @@ class TestDeadRelu:
     @pytest.mark.parametrize("activation", ["LeakyReLU", "GELU", "Sigmoid"])
     def test_what_is_never_exactly_zero_by_nature_is_not_judged(self, activation: str) -> None:
         chain = Chain(layers=4, loss=STUCK, activation=activation)
-        report = analyze(dying(chain.builder(), 1, 1.0).build())
+        report = asked(dying(chain.builder(), 1, 1.0).build())
         assert report.findings == ()
         assert "GS301" not in {skip.code for skip in report.skipped}
 
@@ -135,7 +134,7 @@ class TestDeadRelu:
         builder.entities["modules"] = [
             replace(entity, group="other") for entity in builder.entities["modules"]
         ]
-        reasons = {skip.code: skip.reason for skip in analyze(builder.build()).skipped}
+        reasons = {skip.code: skip.reason for skip in asked(builder.build()).skipped}
         for code in ("GS301", "GS302"):
             assert "no activation was seen" in reasons[code]
 
@@ -243,11 +242,11 @@ class TestSaturatedActivation:
 
     def test_the_scale_of_the_weights_explains_it_and_it_the_vanishing(self) -> None:
         chain = Chain(factor=4.0, scale=4.0, activation="Tanh", loss=(9.0, 9.0))
-        report = analyze(saturating(chain.builder(), 1, 2).build())
+        report = asked(saturating(chain.builder(), 1, 2).build())
         assert [f.code for f in report.findings] == ["GS104", "GS102", "GS302"]
         assert report.findings[2].explained_by == ("GS104", "GS102")
         faded = Chain(factor=0.15, activation="Tanh", loss=STUCK)
-        report = analyze(saturating(faded.builder(), *range(11)).build())
+        report = asked(saturating(faded.builder(), *range(11)).build())
         assert [(f.code, f.explained_by) for f in report.findings] == [
             ("GS302", ()),
             ("GS101", ("GS302",)),

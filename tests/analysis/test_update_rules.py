@@ -7,11 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradscope.analysis.analyzer import analyze
 from gradscope.analysis.finding import Severity
 from gradscope.analysis.harm import LossVerdict, progress
 from gradscope.record import Run
-from tests.analysis.synthetic import Builder, Chain
+from tests.analysis.synthetic import Builder, Chain, asked
 from tests.analysis.test_depth_rules import STUCK, findings
 from tests.analysis.test_unit_rules import CONVERGED, LEARNING, cut_off, dying, saturating
 
@@ -148,7 +147,7 @@ class TestUpdateTooLarge:
         builder = moving(Chain(layers=4).builder(), 5.0, at)
         builder.scalars["loss"][35:] = np.nan
         builder.scalars["loss_nonfinite"][35:] = 1
-        report = analyze(builder.build())
+        report = asked(builder.build())
         assert [f.code for f in report.roots if f.severity is Severity.ERROR] == roots
 
     @pytest.mark.parametrize(("died", "causes"), [(0, ()), (1, ("GS401",))])
@@ -156,14 +155,14 @@ class TestUpdateTooLarge:
         self, died: int, causes: tuple[str, ...]
     ) -> None:
         builder = dying(Chain(layers=4, loss=STUCK).builder(), 2, 1.0, at=died)
-        report = analyze(moving(cut_off(builder, 2, at=died), 5.0, 0).build())
+        report = asked(moving(cut_off(builder, 2, at=died), 5.0, 0).build())
         explained = {f.code: f.explained_by for f in report.findings}
         assert explained["GS301"] == causes
         assert explained["GS003"] == (*causes, "GS301")
 
     def test_it_explains_what_saturates_afterwards(self) -> None:
         chain = Chain(layers=4, activation="Tanh", loss=STUCK)
-        report = analyze(moving(saturating(chain.builder(), 1, since=1), 5.0, 0).build())
+        report = asked(moving(saturating(chain.builder(), 1, since=1), 5.0, 0).build())
         assert [(f.code, f.explained_by) for f in report.findings] == [
             ("GS401", ()),
             ("GS302", ("GS401",)),
@@ -171,7 +170,7 @@ class TestUpdateTooLarge:
 
     def test_an_exploding_gradient_explains_it(self) -> None:
         chain = Chain(factor=5.0, scale=5 * 2**0.5, loss=(1e9, 1e9))
-        report = analyze(moving(chain.builder(), 50.0, 0).build())
+        report = asked(moving(chain.builder(), 50.0, 0).build())
         assert [f.code for f in report.findings] == ["GS104", "GS102", "GS401"]
         assert report.findings[2].explained_by == ("GS104", "GS102")
 
@@ -242,7 +241,7 @@ class TestUpdateTooSmall:
         assert findings(builder.build()) == {}
 
     def test_a_training_that_has_just_begun_is_not_judged(self) -> None:
-        report = analyze(tiny(Chain(layers=4, steps=99, loss=STUCK).builder()).build())
+        report = asked(tiny(Chain(layers=4, steps=99, loss=STUCK).builder()).build())
         reasons = {skip.code: skip.reason for skip in report.skipped}
         assert report.findings == ()
         assert reasons["GS402"] == "99 steps, 100 are needed"
@@ -272,7 +271,7 @@ class TestUpdateTooSmall:
 
     def test_a_gradient_that_has_vanished_explains_it(self) -> None:
         builder = tiny(Chain(factor=0.15, activation="Sigmoid", loss=STUCK).builder())
-        report = analyze(builder.build())
+        report = asked(builder.build())
         assert [(f.code, f.explained_by) for f in report.findings] == [
             ("GS101", ()),
             ("GS402", ("GS101",)),
