@@ -20,6 +20,7 @@ _NUMBERS: Mapping[derive.What, _Numbers] = {
     "signal": "moments",
     "saturated": "sums",
     "underflow": "sums",
+    "similarity": "sums",
     "output_magnitudes": "sums",
     "output_gradient_magnitudes": "sums",
     "attention_entropy": "sums",
