@@ -135,9 +135,8 @@ def sampled(tensor: Tensor, rows: Draw, columns: Draw) -> Tensor:
 def _matrix(rows: Sequence[Tensor]) -> Tensor:
     """With zeros behind the shorter ones, which add nothing to a sum."""
     most = max(map(len, rows))
-    return torch.stack(
-        [row if len(row) == most else pad(row, (0, most - len(row))) for row in rows]
-    )
+    alike = [row if len(row) == most else pad(row, (0, most - len(row))) for row in rows]
+    return torch.stack(alike)
 
 
 def _size(sizes: Sequence[int]) -> int:

@@ -165,7 +165,7 @@ def assert_equal(
         assert set(entities) <= set(table.names)
         for name, numbers in entities.items():
             column = table.names.index(name)
-            for quantity in quantities or [q for q in table.quantities if q not in PROBED]:
+            for quantity in set(quantities or table.quantities) - PROBED:
                 found = float(table[quantity][row, column])
                 wanted = numbers.get(quantity, _NAN)
                 where = f"step {row}, {name}, {quantity}: {found} instead of {wanted}"

@@ -24,6 +24,7 @@ ELSEWHERE = {
     "dead_unit_fraction",
     "attention_logit_max",
     "attention_entropy",
+    "output_sample_similarity",
 }
 
 
