@@ -8,6 +8,7 @@ there is no number.
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +44,8 @@ _CONVOLUTIONS = (
 _FORWARDS = frozenset(kind.forward for kind in (nn.Linear, *_CONVOLUTIONS))
 # A sum is known if it is so many times the rounding of its terms.
 _CLEAR = 1e3
+# Nodes of a forward's graph that are looked at.
+_NODES = 10_000
 _SUMSQ = MOMENTS.index("sumsq")
 _F64 = torch.float64
 
@@ -79,6 +82,8 @@ class BiasBalance:
         self._chosen: list[tuple[nn.Module, nn.Parameter]] = []
         # Of this step; those whose bias was read are no longer among them.
         self._layers: dict[nn.Module, _Layer] = {}
+        # Whether it is known which of them are used in another way than as a module.
+        self._is_checked = False
         # The node that was last when an optimizer's step ended.
         self._last = last_node()
 
@@ -96,6 +101,7 @@ class BiasBalance:
             if (bias := _bias(module)) is not None and held[id(bias)] == 1
         ]
         self._chosen = spread(found, _LAYERS)
+        self._is_checked = False
 
     def begin(self) -> None:
         """A step is recorded."""
@@ -122,6 +128,19 @@ class BiasBalance:
             layer.uses += 1
             # A call with other weights has them in the place of the module's own.
             layer.is_unsure |= _bias(module) is not layer.bias or is_hooked_by_others(module)
+
+    def model_returned(self, output: Tensor) -> None:
+        """The first time, leave out what the forward used more often than as a module."""
+        if not self._is_checked and self._layers:
+            self._is_checked = True
+            self._guard.run(PROBES, self._check, output)
+
+    def _check(self, output: Tensor) -> None:
+        edges = _edges(output, {id(layer.bias) for layer in self._layers.values()})
+        for module, layer in list(self._layers.items()):
+            if edges[id(layer.bias)] > layer.uses:
+                self._chosen = [entry for entry in self._chosen if entry[0] is not module]
+                del self._layers[module]
 
     def repeated(self, module: nn.Module) -> None:
         """The module runs in a replay, or in a transform: where that leads is not followed."""
@@ -196,6 +215,22 @@ class BiasBalance:
         if left.overflow is not None:
             numbers = numbers.masked_fill(beside(left.overflow, numbers), torch.nan)
         rows.add("balance", known[0], numbers)
+
+
+def _edges(output: Tensor, biases: set[int]) -> Counter[int]:
+    """How often each of the biases, by identity, is an argument in the graph of the output."""
+    found: Counter[int] = Counter()
+    waiting: list[Any] = [] if output.grad_fn is None else [output.grad_fn]
+    seen = set(waiting)
+    while waiting and len(seen) < _NODES:
+        for node, _ in waiting.pop().next_functions:
+            leaf = id(getattr(node, "variable", None))
+            if leaf in biases:
+                found[leaf] += 1
+            elif node is not None and node not in seen:
+                seen.add(node)
+                waiting.append(node)
+    return found
 
 
 def _leave_out_cleared(layer: _Layer) -> None:

@@ -356,6 +356,8 @@ class ModuleTaps:
             message = f"{sequence.name} runs {MOST_USES} times or more: not its middle and last use"
             self._guard.say(OUTPUTS, message, aloud=False)
             return
+        if module is self._roster.model:
+            self.balance.model_returned(output)
         moments = self._measure(rows, row, module, output)
         self._await_gradient(rows, row, output, sequence.add(output, moments), place)
 

@@ -191,8 +191,9 @@ def test_the_loss_scale_is_removed_or_there_is_no_number(is_given: bool, tmp_pat
     model = mlp_model()
     optimizer = SGD(model.parameters(), lr=0.1)
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
-    given = {"scaler": scaler} if is_given else {}
-    with watch(model, optimizer, log_dir=tmp_path, every=1, **given) as scope:
+    with watch(
+        model, optimizer, log_dir=tmp_path, every=1, scaler=scaler if is_given else None
+    ) as scope:
         for number in range(4):
             torch.manual_seed(number)
             x, y = vectors()
@@ -252,7 +253,8 @@ class Scaled(nn.Linear):
     """What it does to the bias is its own business."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return 2 * super().forward(x)
+        out: Tensor = 2 * super().forward(x)
+        return out
 
 
 class SharedBias(nn.Module):
@@ -279,16 +281,29 @@ class Replaced(nn.Module):
         return out
 
 
-class ChangedView(nn.Module):
-    """What its layer returns is changed in place where it is seen through a view."""
+class Functional(nn.Module):
+    """Its layer's weights are also used without the layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = nn.Linear(6, 6)
+        self.two = nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.two(F.linear(torch.tanh(self.one(x)), self.one.weight, self.one.bias))
+        return out
+
+
+class Detached(nn.Module):
+    """One of two uses of its layer leads nowhere."""
 
     def __init__(self) -> None:
         super().__init__()
         self.one = nn.Linear(6, 5)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.one(x.view(3, 4, 6)).view(12, 5)
-        return out * 1.0 + self.one(x).detach()
+        out: Tensor = self.one(x) + self.one(x).detach()
+        return out
 
 
 def normalized() -> nn.Module:
@@ -300,8 +315,9 @@ UNKNOWN: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "re-entrant checkpoint": (partial(Checkpointed, reentrant=True), "layer.bias"),
     "own forward": (lambda: nn.Sequential(Scaled(6, 5)), "0.bias"),
     "shared bias": (SharedBias, "one.bias"),
+    "used as a function, too": (Functional, "one.bias"),
     "other weights": (Replaced, "one.bias"),
-    "a use without a gradient": (ChangedView, "one.bias"),
+    "a use without a gradient": (Detached, "one.bias"),
     "nothing but rounding": (normalized, "0.bias"),
 }
 

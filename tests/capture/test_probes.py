@@ -35,10 +35,10 @@ def trained(
     log_dir: Path,
     steps: int,
     look: Callable[[int], object] = lambda _: None,
-    **settings: int,
+    every: int = 1,
 ) -> Run:
     """`look` is called right before the optimizer's step."""
-    with watch(model, optimizer, log_dir=log_dir, **{"every": 1, **settings}) as scope:
+    with watch(model, optimizer, log_dir=log_dir, every=every) as scope:
         for number in range(steps):
             torch.manual_seed(number)
             x, y = vectors()
@@ -53,7 +53,8 @@ def trained(
 
 
 def column(run: Run, quantity: str, name: str) -> list[float]:
-    return run.parameters[quantity][:, run.parameters.names.index(name)].tolist()
+    at = run.parameters.names.index(name)
+    return [float(number) for number in run.parameters[quantity][:, at]]
 
 
 class TestGradientsInTurn:
@@ -153,18 +154,19 @@ class TestDuplicateRows:
         self, tmp_path: Path
     ) -> None:
         torch.manual_seed(0)
-        model = nn.Sequential(
-            nn.Linear(6, 8), nn.LayerNorm((1, 8)), nn.Flatten(), nn.Linear(8, 4), nn.Linear(4, 5)
-        )
-        model[0].forward = lambda x: F.linear(x, model[0].weight, model[0].bias).unsqueeze(1)
+        first, second, third = nn.Linear(6, 8), nn.Linear(8, 4), nn.Linear(4, 5)
         with torch.no_grad():
-            model[0].weight[:] = model[0].weight[0]
-            model[3].weight[1] = model[3].weight[0]
-            model[4].weight.zero_()
+            first.weight[:] = first.weight[0]
+            second.weight[1] = second.weight[0]
+            third.weight.zero_()
+        norm = nn.LayerNorm((2, 4))
+        model = nn.Sequential(
+            first, nn.Unflatten(1, (2, 4)), norm, nn.Flatten(), second, nn.Tanh(), third
+        )
         run = trained(model, SGD(model.parameters(), lr=0.0), tmp_path, 1)
         assert column(run, "duplicate_rows_fraction", "0.weight") == [1.0]
-        assert column(run, "duplicate_rows_fraction", "3.weight") == [0.5]
-        for name in ("0.bias", "1.weight", "4.weight"):
+        assert column(run, "duplicate_rows_fraction", "4.weight") == [0.5]
+        for name in ("0.bias", "2.weight", "6.weight"):
             assert np.isnan(column(run, "duplicate_rows_fraction", name)).all()
 
     def test_one_step_in_ten_is_looked_at(self, tmp_path: Path) -> None:
@@ -216,12 +218,15 @@ class TestEpsilon:
         run = trained(model, SGD(model.parameters(), lr=0.1, momentum=0.9), tmp_path / "sgd", 2)
         assert np.isnan(run.parameters["epsilon_share"]).all()
 
-        class Other(Adam):
-            """Leaves the last layer alone."""
-
         model = mlp_model()
-        optimizer = Other(model.parameters(), lr=0.1)
-        clear = lambda _: model[4].bias.grad.zero_()  # noqa: E731
+        optimizer = Adam(model.parameters(), lr=0.1)
+
+        def clear(number: int) -> None:
+            del number
+            gradient = model.get_parameter("4.bias").grad
+            assert gradient is not None
+            gradient.zero_()
+
         run = trained(model, optimizer, tmp_path / "adam", 2, clear)
         assert np.isnan(column(run, "epsilon_share", "4.bias")).all()
         assert column(run, "epsilon_share", "4.weight") == [0.0, 0.0]
