@@ -191,9 +191,8 @@ def test_the_loss_scale_is_removed_or_there_is_no_number(is_given: bool, tmp_pat
     model = mlp_model()
     optimizer = SGD(model.parameters(), lr=0.1)
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
-    with watch(
-        model, optimizer, log_dir=tmp_path, every=1, scaler=scaler if is_given else None
-    ) as scope:
+    given = scaler if is_given else None
+    with watch(model, optimizer, log_dir=tmp_path, every=1, scaler=given) as scope:
         for number in range(4):
             torch.manual_seed(number)
             x, y = vectors()

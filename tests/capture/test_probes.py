@@ -35,6 +35,7 @@ def trained(
     log_dir: Path,
     steps: int,
     look: Callable[[int], object] = lambda _: None,
+    *,
     every: int = 1,
 ) -> Run:
     """`look` is called right before the optimizer's step."""
