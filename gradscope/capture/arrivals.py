@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from gradscope.capture import blindspots, compiled, statistics
+from gradscope.capture.balance import BiasBalance
 from gradscope.capture.context import adds_to_gradients
 from gradscope.capture.deep import OutputSamples
 from gradscope.capture.derive import What
@@ -34,12 +35,15 @@ class Arrivals:
         scaling: LossScaling,
         sequences: Uses,
         samples: OutputSamples,
+        *,
+        balance: BiasBalance,
     ) -> None:
         self._roster = roster
         self._guard = guard
         self._scaling = scaling
         self._sequences = sequences
         self._samples = samples
+        self._balance = balance
         self._rows: Rows | None = None
         self._leaf_hooks = Hooks(self)
         # Table rows.
@@ -107,6 +111,7 @@ class Arrivals:
     def arrived(self, tap: "GradientTap", gradient: Tensor) -> None:
         """The gradient of one output; ignored when its step is over."""
         if tap.rows is not self._rows:
+            self._balance.missed(tap.use)
             return
         if self._is_derivative():
             if tap.row is not None:
@@ -119,10 +124,11 @@ class Arrivals:
                 "them counts by itself, and is not added up",
                 aloud=False,
             )
-        tap.has_fired = True
+        is_first, tap.has_fired = not tap.has_fired, True
         roles = list(self._sequences.arriving(tap.use, tap.row, tap.rows))
         if tap.row is not None:
             self.seen.add(tap.row)
+        moments = None
         if roles:
             with torch.no_grad():
                 moments = self._scaling.unscaled(statistics.moments(gradient))
@@ -131,6 +137,7 @@ class Arrivals:
                     self._samples.take_gradient(tap.rows, tap.row, gradient, self._scaling.scale)
             for what, entity in roles:
                 tap.rows.add(what, entity, moments)
+        self._balance.arrived(tap.use, gradient, moments, is_first=is_first)
 
     @staticmethod
     def _count_underflows(rows: Rows, row: int, gradient: Tensor) -> None:

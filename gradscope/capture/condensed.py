@@ -22,6 +22,7 @@ _NUMBERS: Mapping[derive.What, _Numbers] = {
     "underflow": "sums",
     "training": "sums",
     "signal_spread": "sums",
+    "similarity": "sums",
     "output_magnitudes": "sums",
     "output_gradient_magnitudes": "sums",
     "attention_entropy": "sums",

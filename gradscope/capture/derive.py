@@ -28,9 +28,17 @@ What = Literal[
     # Σ Δw², Σ g·Δw, Σ g², number of the sampled coordinates; number and unchanged of those with
     # a gradient other than zero; entries / sampled
     "update",
+    # Of sampled coordinates of a gradient and of that of the step before: Σ g·g', Σ g², Σ g'².
+    "previous",
+    # Of a bias: Σ g·d, Σ g², Σ d² where d are the sums of what arrived at the layer's output, and
+    # what Σ d² has to exceed to be more than rounding.
+    "balance",
+    "duplicates",  # rows that equal another one, rows
+    "epsilon",  # coordinates below Adam's epsilon, coordinates
     "output",  # moments of a module's output
     "output_gradient",  # moments of the gradient arriving there
     "underflow",  # subnormal ones among its sampled entries, finite ones
+    "similarity",  # mean cosine of two samples' outputs, 1; or 0, 0
     "saturated",  # outputs at the end of their range, outputs
     "dead",  # dead units, units
     "time",  # moments of the gradient along time, of all time steps
@@ -131,6 +139,7 @@ def _parameters(rows: RowsByKind, flags: Mapping[str, Mapping[int, float]], size
         entities, total = merge_sums(rows["magnitudes"])
         share = _ratio(total[:, OCTAVES], total[:, OCTAVES + 1])
         columns["grad_underflow_fraction"] = (entities, share)
+    columns |= _probed(rows)
     norms = np.full(size, np.nan)
     if "weight" in rows:
         entities, total = merge_sums(rows["weight"])
@@ -161,6 +170,33 @@ def _parameters(rows: RowsByKind, flags: Mapping[str, Mapping[int, float]], size
     return columns
 
 
+def _probed(rows: RowsByKind) -> _Columns:
+    columns: _Columns = {}
+    shares: tuple[tuple[What, str], ...] = (
+        ("duplicates", "duplicate_rows_fraction"),
+        ("epsilon", "epsilon_share"),
+    )
+    for what, quantity in shares:
+        if what in rows:
+            entities, total = merge_sums(rows[what])
+            columns[quantity] = (entities, _ratio(total[:, 0], total[:, 1]))
+    if "previous" in rows:
+        entities, total = merge_sums(rows["previous"])
+        columns["grad_previous_cosine"] = (entities, _cosine(total))
+    if "balance" in rows:
+        entities, total = merge_sums(rows["balance"])
+        # Of a bias before a batch norm, say, the gradient is zero but for rounding.
+        total = np.where(total[:, 2:3] > total[:, 3:], total, np.nan)
+        columns["grad_balance"] = (entities, _ratio(total[:, 0], total[:, 2]))
+        columns["grad_balance_cosine"] = (entities, _cosine(total))
+    return columns
+
+
+def _cosine(products: F64) -> F64:
+    """Of Σ x·y, Σ x² and Σ y²."""
+    return _ratio(products[:, 0], np.sqrt(products[:, 1]) * np.sqrt(products[:, 2]))
+
+
 def _modules(rows: RowsByKind) -> _Columns:
     columns = _described("output_", rows.get("output"))
     columns |= _described("output_grad_", rows.get("output_gradient"))
@@ -171,6 +207,7 @@ def _modules(rows: RowsByKind) -> _Columns:
         ("attention_entropy", "attention_entropy"),
         ("underflow", "output_grad_underflow_fraction"),
         ("training", "training"),
+        ("similarity", "output_sample_similarity"),
     )
     for what, quantity in means:
         if what in rows:

@@ -152,6 +152,8 @@ class Roster:
         self.parameters: dict[int, tuple[int, Tensor]] = {}
         # Rows of those that are an embedding's.
         self.embeddings: set[int] = set()
+        # Rows of those whose own rows are units, each with weights of its own.
+        self.matrices: set[int] = set()
         self.former = Former()
         self._present()
 
@@ -296,6 +298,7 @@ class Roster:
             self._add("parameters", entity)
         self.parameters = {id(p): (rows[name], p) for name, _, p in found}
         self.embeddings = {rows[name] for name, owner, _ in found if isinstance(owner, _EMBEDDINGS)}
+        self.matrices = {rows[name] for name, owner, p in found if _is_matrix(owner, p)}
 
     def _present(self) -> list[tuple[str, nn.Module, Tensor]]:
         """The model's parameters as they are now, with their names and owners."""
@@ -341,6 +344,12 @@ class Roster:
         rows[entity.name] = len(rows)
         self._unwritten[table].append(entity)
         return rows[entity.name]
+
+
+def _is_matrix(owner: nn.Module, parameter: Tensor) -> bool:
+    # One weight per channel may have more dimensions, of size 1.
+    wide = parameter.dim() > 1 and parameter.numel() > len(parameter) > 1
+    return wide and module_group(owner) not in {"embedding", "norm"}
 
 
 def _parameter(name: str, owner: nn.Module, parameter: Tensor) -> Entity:

@@ -170,6 +170,12 @@ def on_gradient(output: Tensor, target: Callable[[Tensor], None]) -> None:
     output.register_hook(target)
 
 
+def is_hooked_by_others(module: nn.Module) -> bool:
+    """Whether any forward hook of the module is not of this kind: it may replace the output."""
+    hooks = module._forward_hooks.values()  # noqa: SLF001  (torch has no public list)
+    return not all(isinstance(hook, ModuleHook) for hook in hooks)
+
+
 def owners(module: nn.Module) -> list[object]:
     """Who has hooks of this kind on the module."""
     hooks = list(module._forward_pre_hooks.values())  # noqa: SLF001  (torch has no public list)

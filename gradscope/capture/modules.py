@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from gradscope.capture import blindspots, compiled, statistics
 from gradscope.capture.arrivals import Arrivals
 from gradscope.capture.aside import SetAside
+from gradscope.capture.balance import BiasBalance
 from gradscope.capture.compiled import AwaitedGradients, Inlet, Place
 from gradscope.capture.config import CaptureConfig
 from gradscope.capture.context import is_set_apart, is_transformed
@@ -21,6 +22,7 @@ from gradscope.capture.outputs import first_tensor, why_unmeasured
 from gradscope.capture.recorder import Rows
 from gradscope.capture.recurrent import TimeGradients
 from gradscope.capture.scaling import LossScaling
+from gradscope.capture.similarity import OutputSimilarity
 from gradscope.capture.train_eval import TrainEval
 from gradscope.capture.units import Units
 from gradscope.capture.uses import MOST_USES, Use, Uses
@@ -70,7 +72,11 @@ class ModuleTaps:
         self._unmeasured: dict[nn.Module, str] = {}
         self._unregistered: dict[str, str] | None = None
         self._samples = OutputSamples(guard, wanted=config.counts_everything)
-        self._arrivals = Arrivals(roster, guard, scaling, self._sequences, self._samples)
+        self.balance = BiasBalance(roster, guard, scaling)
+        self._similarity = OutputSimilarity(guard)
+        self._arrivals = Arrivals(
+            roster, guard, scaling, self._sequences, self._samples, balance=self.balance
+        )
 
     def arm(self, rows: Rows) -> None:
         """Hook the modules: what they return goes to `rows`."""
@@ -83,6 +89,8 @@ class ModuleTaps:
         self.time.arm(rows)
         self._hook_modules()
         self._train_eval.arm(self._names)
+        self.balance.begin()
+        self._similarity.begin()
         self._count_uses()
         self._first = {}
         self._sequences.complete(None)
@@ -96,6 +104,8 @@ class ModuleTaps:
         names = watched_modules(self._roster.model, self._config)
         if names.keys() != self._names.keys() or self._unregistered is None:
             self._unregistered = blindspots.unregistered(self._roster.model)
+            self.balance.choose(names)
+            self._similarity.choose(names)
         self._names = names
         self._inlets = {module: self._inlet(module) for module in self._names}
         fused = blindspots.fused(self._roster.model) & self._names.keys()
@@ -166,6 +176,8 @@ class ModuleTaps:
         """A forward without gradients begins: torch may run it faster where nothing is hooked."""
         # One within training's own leaves the hooks to that.
         if not self._in_forward and not self._stay:
+            # A part that is called before the model itself has no hooks then.
+            self.balance.unsure()
             self.detach()
             self._calls.stand_aside()
 
@@ -280,6 +292,7 @@ class ModuleTaps:
         output = first_tensor(value)
         if is_set_apart():
             self.note_transform()
+            self.balance.repeated(module)
             if output is not None:
                 self._see_replay(rows, module, output)
             return
@@ -289,6 +302,8 @@ class ModuleTaps:
         self._note_start(self._names[module])
         self._uses[self._names[module]] = use + 1
         self._ran_modules.add(module)
+        if torch.is_grad_enabled():
+            self.balance.used(module)
         if output is None:
             self._unmeasured[module] = why_unmeasured(value)
             return
@@ -324,6 +339,8 @@ class ModuleTaps:
             message = f"{sequence.name} runs {MOST_USES} times or more: not its middle and last use"
             self._guard.say(OUTPUTS, message, aloud=False)
             return
+        if module is self._roster.model:
+            self.balance.model_returned(output)
         moments = self._measure(rows, row, module, output)
         self._await_gradient(rows, row, output, sequence.add(output, moments), place)
 
@@ -384,6 +401,7 @@ class ModuleTaps:
             rows.add("output", row, moments)
             self._train_eval.measure(rows, row, module)
             self._samples.take_output(rows, row, output)
+            self._similarity.measure(rows, row, module, output)
             if not output.is_sparse:
                 self._units.measure(rows, row, module, output)
         return moments

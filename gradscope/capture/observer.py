@@ -26,6 +26,7 @@ from gradscope.capture.modules import ModuleTaps
 from gradscope.capture.names import owned_parameters
 from gradscope.capture.optimizers import Optimizers, with_closure
 from gradscope.capture.parameters import ParameterReader
+from gradscope.capture.probes import ParameterProbes
 from gradscope.capture.pulses import LOSS_EXPECTED_AFTER, Pulses
 from gradscope.capture.recorder import Recorder, Rows
 from gradscope.capture.samples import CoordinateSamples
@@ -72,6 +73,7 @@ class Observer:
         self._taps = ModuleTaps(self._roster, config, guard, scaling) if outputs else None
         guard.on_disable[STEPS] = self._release
         self._samples = CoordinateSamples(config) if config.is_full else None
+        self._probes = ParameterProbes() if config.is_full else None
         # Set by the owner: hooks the parts, when they are to be hooked; told how many steps are
         # recorded, when one more is.
         self.watch_parts: Callable[[], None] = lambda: None
@@ -371,14 +373,23 @@ class Observer:
             return
         if step.reader is None:
             self._roster.resolve_parameters()
+            if self._probes is not None:
+                known = self._roster.parameters.values()
+                self._probes.begin(step.number, (parameter for _, parameter in known))
             step.reader = ParameterReader(
-                self._roster, step.rows, self._samples, self._guard, split_only=not self._writes
+                self._roster,
+                step.rows,
+                self._samples,
+                self._probes,
+                self._guard,
+                split_only=not self._writes,
             )
             self.shards.begin(step.reader.parameters())
             self.shards.attempt(step.reader.weights)
         held = [*self.optimizers.held(), *parameters]
         self.shards.attempt(step.reader.read, parameters, held, left)
         if self._taps is not None:
+            self.shards.attempt(self._taps.balance.read, step.rows, parameters, left)
             # The gradients of further forwards (a line search's, say) are nobody's.
             self._taps.disarm()
             self._taps.time.settle(parameters)
@@ -392,6 +403,7 @@ class Observer:
         if step.reader is not None and step.rows is not None:
             with torch.no_grad():
                 self.shards.attempt(step.reader.updates, parameters)
+                self.shards.attempt(step.reader.states, optimizer)
             self.shards.updated(step.rows, parameters)
         self._pulses.rate(optimizer.param_groups[0].get("lr", math.nan))
         self._mark_stepped(step, id(optimizer))
@@ -404,6 +416,8 @@ class Observer:
 
     def _mark_stepped(self, step: Step, optimizer: int) -> None:
         step.stepped.add(optimizer)
+        if self._taps is not None:
+            self._taps.balance.step_ended()
         if self._taps is not None and step.stepped >= self.optimizers.known():
             self._taps.time.release()
         self.counts["optimizer_steps"] += 1

@@ -5,10 +5,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from gradscope.capture import fused, statistics
 from gradscope.capture.entities import Roster
-from gradscope.capture.guard import HISTOGRAMS, Guard
+from gradscope.capture.guard import HISTOGRAMS, PROBES, Guard
+from gradscope.capture.probes import ParameterProbes, Sampled
 from gradscope.capture.recorder import Rows
 from gradscope.capture.samples import CoordinateSamples, entries
 from gradscope.capture.scaling import Deferred, beside, divided, unless, unscaled
@@ -40,6 +42,7 @@ class ParameterReader:
     again, or is an optimizer's that has another do the update, as sharpness-aware ones do.
 
     samples: what updates and histograms are measured on; None: neither is wanted.
+    probes: what else is looked at, if anything.
     """
 
     def __init__(
@@ -47,6 +50,7 @@ class ParameterReader:
         roster: Roster,
         rows: Rows,
         samples: CoordinateSamples | None,
+        probes: ParameterProbes | None,
         guard: Guard,
         *,
         split_only: bool = False,
@@ -54,6 +58,7 @@ class ParameterReader:
         self._guard = guard
         self._rows = rows
         self._samples = samples
+        self._probes = probes
         # Whether histograms of weights and updates are wanted, too.
         self._deep = samples is not None and samples.count_everything
         self._roster = roster
@@ -93,6 +98,9 @@ class ParameterReader:
                 # one arrived tells a forgotten parameter from an unused one.
                 self._rows.flag("grad_missing", row, float(parameter.grad is None))
         self._add_weights(list(self._known.values()))
+        if self._probes is not None:
+            matrices = [(r, p) for r, p in self._known.values() if r in self._roster.matrices]
+            self._guard.run(PROBES, self._probes.weights, self._rows, matrices)
 
     def _add_weights(self, known: Sequence[tuple[int, Tensor]]) -> None:
         found = statistics.squares_of([parameter for _, parameter in known])
@@ -127,11 +135,15 @@ class ParameterReader:
             if self._samples is not None:
                 self._pending += self._take(batch, left, self._samples)
         self._guard.run(HISTOGRAMS, self._count, self._pending[earlier:])
+        if self._probes is not None:
+            read = [Sampled(e.row, e.parameter, e.gradient, e.skipped) for e in self._pending]
+            self._guard.run(PROBES, self._probes.gradients, self._rows, read[earlier:])
 
     def _forget(self, again: set[int]) -> None:
         if not again:
             return
         kinds = {"gradient", "touched", "magnitudes", "weight", "weight_magnitudes"}
+        kinds |= {"previous", "balance"}
         kept = [e for e in self._rows.entries if not (e[0] in kinds and e[1] in again)]
         self._rows.entries = kept
         self._pending = [entry for entry in self._pending if entry.row not in again]
@@ -256,6 +268,11 @@ class ParameterReader:
                 changes.append((entry, _difference(after, entry.before)))
         if changes:
             self._guard.run(HISTOGRAMS, self._count_updates, changes)
+
+    def states(self, optimizer: Optimizer) -> None:
+        """What the optimizer, whose step has ended, holds of the parameters."""
+        if self._probes is not None:
+            self._guard.run(PROBES, self._probes.states, self._rows, optimizer, self._known)
 
 
 def _difference(after: Tensor, before: Tensor) -> Tensor:

@@ -5,7 +5,8 @@ the memory; here it is bounded, whatever the model. A stride would alias with th
 structure: rows that are all alike, heads, every other gate.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -23,6 +24,57 @@ _SMALLEST_SAMPLE = 64
 _EXACT = 8
 # Of weight and gradient together 16 MB in float32.
 _ALL_ENTRIES = 2_097_152
+# Of outputs there may be as many sizes as there are batches.
+_MOST_SIZES = 256
+
+T = TypeVar("T")
+
+
+def spread(items: Sequence[T], most: int) -> list[T]:
+    """At most so many of them, evenly spaced, the first and the last among them."""
+    if len(items) <= most:
+        return list(items)
+    return [items[index * (len(items) - 1) // (most - 1)] for index in range(most)]
+
+
+def is_turn(count: int) -> bool:
+    """Whether what changes slowly is looked at in the recorded step, counted from 1."""
+    return count <= 10 or count % 10 == 0  # noqa: PLR2004
+
+
+class Draw:
+    """Draws the same `size` of so many coordinates each time; None: all of them.
+
+    distinct: none of them twice, which takes longer to draw.
+    """
+
+    def __init__(self, size: int, *, distinct: bool = False) -> None:
+        self.size = size
+        self._distinct = distinct
+        self._drawn: dict[tuple[int, torch.device], Tensor] = {}
+
+    def __call__(self, count: int, device: torch.device) -> Tensor | None:
+        """The drawn ones, in ascending order, on the device."""
+        if count <= self.size:
+            return None
+        key = (count, device)
+        if key not in self._drawn:
+            if len(self._drawn) >= _MOST_SIZES:
+                self._drawn = {}
+            # Its own generator: the user's random numbers stay what they are.
+            generator = torch.Generator("cpu").manual_seed(count)
+            if self._distinct:
+                drawn = torch.randperm(count, generator=generator, device="cpu")[: self.size]
+            else:
+                drawn = torch.randint(count, (self.size,), generator=generator, device="cpu")
+            # In the order in which they lie in memory: half as dear.
+            self._drawn[key] = drawn.sort().values.to(device, non_blocking=True)
+        return self._drawn[key]
+
+    def of(self, flat: Tensor) -> Tensor:
+        """The flat tensor's entries there; where it is all of them, the tensor."""
+        coordinates = self(flat.numel(), flat.device)
+        return flat if coordinates is None else flat.index_select(0, coordinates)
 
 
 def sample_size(parameters: Iterable[Tensor]) -> int:
@@ -67,28 +119,20 @@ class CoordinateSamples:
     def __init__(self, config: CaptureConfig) -> None:
         # Whether histograms are wanted of more than the gradients.
         self.count_everything = config.counts_everything
-        self._size = LARGEST_SAMPLE
-        self._by_numel: dict[tuple[int, torch.device], Tensor] = {}
+        self._draw = Draw(LARGEST_SAMPLE)
 
     def fit(self, parameters: Iterable[Tensor]) -> None:
         """Samples are so small that those of all these parameters together stay bounded."""
         size = sample_size(parameters)
-        if size != self._size:
-            self._size, self._by_numel = size, {}
+        if size != self._draw.size:
+            self._draw = Draw(size)
 
     def coordinates(self, parameter: Tensor) -> Tensor | None:
         """The sampled coordinates of the flat parameter; None: all of them."""
         numel = entries(parameter)
-        if numel <= _EXACT * self._size:
+        if numel <= _EXACT * self._draw.size:
             return None
-        key = (numel, parameter.device)
-        if key not in self._by_numel:
-            # Its own generator: the user's random numbers stay what they are.
-            generator = torch.Generator("cpu").manual_seed(numel)
-            drawn = torch.randint(numel, (self._size,), generator=generator, device="cpu")
-            # In the order in which they lie in memory: half as dear.
-            self._by_numel[key] = drawn.sort().values.to(parameter.device, non_blocking=True)
-        return self._by_numel[key]
+        return self._draw(numel, parameter.device)
 
     def take(self, tensor: Tensor, parameter: Tensor) -> Tensor:
         """A copy of the tensor's entries at the parameter's sampled coordinates."""

@@ -72,6 +72,8 @@ class LossScaling:
         self._guard = guard
         self._states: Mapping[int, Mapping[str, Any]] = {}
         self._asked_before: set[int] = set()
+        # Whether the gradients of outputs are multiplied by a scale that is not known.
+        self.is_unknown = False
 
     # Of the scaler's state only what makes the host wait has a public name.
 
@@ -141,6 +143,7 @@ class LossScaling:
     def label(self) -> None:
         """Within a step: say that output gradients are scaled if the scale is not known."""
         if self.scale is None and called_by_grad_scaler():
+            self.is_unknown = True
             message = (
                 "output gradients are multiplied by the GradScaler's scale, parameters' are not; "
                 "watch(scaler=...) unscales both"

@@ -26,6 +26,7 @@ ELSEWHERE = {
     "attention_entropy",
     "training",
     "buffer_norm",
+    "output_sample_similarity",
 }
 
 
