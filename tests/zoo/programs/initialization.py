@@ -64,12 +64,12 @@ def six_small_relu(watch: Watch, repaired: bool) -> None:
 
 
 def bottleneck_of_a_thousandth(watch: Watch, repaired: bool) -> None:
-    """One layer among sound ones is a thousand times too small."""
+    """One layer among sound ones is a thousand times too small, and takes its time to grow."""
     model = mlp(64, 64, 64, 64, 64, 10, activation=nn.Tanh)
     if not repaired:
         with torch.no_grad():
             linears(model)[2].weight.mul_(1e-3)
-    fit(watch, model, SGD(model.parameters(), 0.1), batches(digits(), 300))
+    fit(watch, model, SGD(model.parameters(), 0.1), batches(digits(), 150))
 
 
 class Scaled(nn.Module):
@@ -113,15 +113,21 @@ def convolutions_ten_times_too_large(watch: Watch, repaired: bool) -> None:
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.mul_(10.0)
-    fit(watch, model, SGD(model.parameters(), 0.05), batches(digits(), 250), nn.CrossEntropyLoss())
+    fit(
+        watch,
+        model,
+        SGD(model.parameters(), 0.05, momentum=0.9),
+        batches(digits(), 250),
+        nn.CrossEntropyLoss(),
+    )
 
 
 # Saturated and dead.
 
 
 def tanh_at_its_ends(watch: Watch, repaired: bool) -> None:
-    """Weights thirty times too large in front of tanh."""
-    model = mlp(8, 64, 64, 64, 1, activation=nn.Tanh)
+    """Weights eighty times too large in front of tanh."""
+    model = mlp(8, 16, 16, 16, 1, activation=nn.Tanh)
     if not repaired:
         initialize(model, lambda weight: nn.init.normal_(weight, std=20.0))
         nn.init.normal_(linears(model)[-1].weight, std=0.1)
@@ -176,11 +182,10 @@ def zeros_everywhere(watch: Watch, repaired: bool) -> None:
 
 
 def equal_hidden_weights(watch: Watch, repaired: bool) -> None:
-    """Hidden layers of equal weights under a random head, which does not tell them apart."""
+    """Every weight is 0.1; sigmoids and Adam do not tell the units apart either."""
     model = mlp(8, 32, 32, 1, activation=nn.Sigmoid)
     if not repaired:
-        for layer in linears(model):
-            nn.init.constant_(layer.weight, 0.1)
+        initialize(model, lambda weight: nn.init.constant_(weight, 0.1))
     optimizer = Adam(model.parameters(), 1e-2)
     fit(watch, model, optimizer, batches(regression(), 500), nn.MSELoss())
 

@@ -168,7 +168,7 @@ def probabilities_for_nll(watch: Watch, repaired: bool) -> None:
     fit(
         watch,
         model,
-        SGD(model.parameters(), 0.01, momentum=0.5),
+        SGD(model.parameters(), 0.05, momentum=0.5),
         batches(digits(), 300),
         nn.NLLLoss(),
     )
@@ -192,7 +192,7 @@ def sum_of_squares(watch: Watch, repaired: bool) -> None:
 def sums_accumulated(watch: Watch, repaired: bool) -> None:
     """Sums over batches of 32, added up over eight of them."""
     model = mlp(64, 64, 64, 10)
-    optimizer = SGD(model.parameters(), 0.1)
+    optimizer = SGD(model.parameters(), 0.1, momentum=0.9)
     share = 32 * 8 if repaired else 1
     with watch(model, optimizer) as scope:
         for number, (inputs, targets) in enumerate(batches(digits(), 800), start=1):

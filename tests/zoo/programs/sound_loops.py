@@ -152,9 +152,19 @@ def batches_of_two(watch: Watch) -> None:
 
 def one_sample_at_a_time(watch: Watch) -> None:
     """Batch size 1, with momentum."""
+    inputs, targets = regression()
     model = mlp(8, 32, 1, activation=nn.Tanh)
     optimizer = SGD(model.parameters(), 0.005, momentum=0.9)
-    fit(watch, model, optimizer, batches(regression(), 1500, 1), nn.MSELoss())
+    with watch(model, optimizer) as scope:
+        for step, (x, y) in enumerate(batches((inputs, targets), 1500, 1)):
+            loss = F.mse_loss(model(x), y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            scope.log(loss=loss)
+            if step % 100 == 99:
+                with torch.no_grad():
+                    scope.log(unexplained=F.mse_loss(model(inputs), targets))
 
 
 def strong_momentum(watch: Watch) -> None:

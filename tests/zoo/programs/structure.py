@@ -128,7 +128,7 @@ class Normalized(nn.Module):
 
 def evaluation_mode_left_on(watch: Watch, repaired: bool) -> None:
     """`model.eval()` before the first epoch, and no `train()` after it."""
-    model = Normalized(6)
+    model = Normalized(8)
     model.train(repaired)
     fit(watch, model, Adam(model.parameters(), 3e-3), batches(digits(), 300))
 
@@ -136,8 +136,8 @@ def evaluation_mode_left_on(watch: Watch, repaired: bool) -> None:
 def evaluation_mode_after_validation(watch: Watch, repaired: bool) -> None:
     """A validation before training left the mode behind; the inputs need their norm."""
     inputs, labels = digits()
-    inputs = 300 * inputs - 40
-    model = nn.Sequential(nn.BatchNorm1d(64), *mlp(64, 64, 10, activation=nn.Tanh))
+    inputs = 3000 * inputs - 400
+    model = nn.Sequential(nn.BatchNorm1d(64), *mlp(64, 24, 10, activation=nn.Tanh))
     accuracy(model, (inputs, labels))
     if not repaired:
         model.eval()
@@ -162,7 +162,8 @@ def statistics_that_never_move(watch: Watch, repaired: bool) -> None:
 
 def statistics_of_convolutions(watch: Watch, repaired: bool) -> None:
     """The same with a momentum of a millionth, behind convolutions."""
-    data = digits()
+    inputs, labels = digits()
+    data = (10 * inputs, labels)
     momentum = 0.1 if repaired else 1e-6
     model = nn.Sequential(
         nn.Unflatten(1, (1, 8, 8)),
@@ -179,8 +180,8 @@ def statistics_of_convolutions(watch: Watch, repaired: bool) -> None:
     optimizer = SGD(model.parameters(), 0.05, momentum=0.9)
     loss_of = nn.CrossEntropyLoss()
     with watch(model, optimizer, loss_of) as scope:
-        for inputs, targets in batches(data, 200):
-            loss = loss_of(model(inputs), targets)
+        for x, y in batches(data, 200):
+            loss = loss_of(model(x), y)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -248,9 +249,9 @@ def closed_forget_gates(watch: Watch, repaired: bool) -> None:
 
 
 def grown_at_every_step(watch: Watch, repaired: bool) -> None:
-    """ReLU and recurrent weights of 1.5: forty steps make 1e7."""
+    """ReLU and recurrent weights of 1.5: thirty steps make 2e5."""
     core = nn.RNN(1, 32, nonlinearity="relu", batch_first=True)
-    gain = 0.9 if repaired else 3.0
+    gain = 0.9 if repaired else 1.5
     with torch.no_grad():
         core.get_parameter("weight_hh_l0").copy_(gain * torch.eye(32))
     model = Recurrent(core)
