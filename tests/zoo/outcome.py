@@ -152,6 +152,9 @@ LEARNED: dict[str, Criterion] = {
     "adversaries": both(scalar("deviation", least=0.75), scalar("centre", most=0.6)),
     "stopped_gradient": both(scalar("spread", least=0.7), ends(most=-0.6, least=-1.0)),
     "siamese": both(scalar("spread", least=0.7), ends(most=-0.6, least=-1.0)),
+    "predicted_features": scalar("deviation", least=0.5),
+    "variational": scalar("code", least=0.3),
+    "variational_digits": scalar("code", least=0.3),
     "rewarded": scalar("reward", least=0.9),
     "moving_goal": scalar("right", least=0.95),
     # One sample says nothing either.
@@ -187,9 +190,12 @@ FAILED: dict[str, Criterion] = {
     "statistics_that_never_move": scalar("accuracy", most=0.5),
     "statistics_of_convolutions": scalar("accuracy", most=0.7),
     "evaluation_mode_after_validation": ends(least=0.5),
+    "bottleneck_not_in_optimizer": ends(least=0.15),
     "never_cleared": left(least=0.45),
     "never_cleared_with_adam": left(least=0.4),
     "siamese": scalar("spread", most=0.1),
+    "variational": scalar("code", most=0.05),
+    "predicted_features": scalar("deviation", most=0.05),
 }
 
 

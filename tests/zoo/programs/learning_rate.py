@@ -90,8 +90,8 @@ def attention_logits(watch: Watch, repaired: bool) -> None:
     optimizer = AdamW(model.parameters(), 3e-3 if repaired else 0.1)
     warm_up = LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / 50) if repaired else 1.0)
     with watch(model, optimizer) as scope:
-        for _ in range(300):
-            tokens = repeats(32)
+        for _ in range(200):
+            tokens = repeats(16)
             loss = next_token_loss(model(tokens[:, :-1]), tokens)
             optimizer.zero_grad()
             loss.backward()

@@ -49,26 +49,33 @@ def exponential_in_the_loss(watch: Watch, repaired: bool) -> None:
     fit(watch, model, Adam(model.parameters(), 3e-3), batches((inputs, labels), 300), loss_of)
 
 
-class Lengths(nn.Module):
-    """The length of what a linear layer and ReLU leave of a point."""
+class Distances(nn.Module):
+    """How far apart two points are, once mapped."""
 
     def __init__(self, least: float) -> None:
         super().__init__()
-        self.features = nn.Sequential(nn.Linear(2, 16), nn.ReLU(), nn.Linear(16, 4), nn.ReLU())
-        self.out = nn.Linear(1, 1)
+        self.net = mlp(2, 32, 32, 4, activation=nn.Tanh)
         self.least = least
 
-    def forward(self, x: Tensor) -> Tensor:
-        length = (self.features(x).square().sum(1, keepdim=True) + self.least).sqrt()
-        score: Tensor = self.out(length)
-        return score
+    def forward(self, pairs: Tensor) -> Tensor:
+        difference = self.net(pairs[:, 0]) - self.net(pairs[:, 1])
+        return (difference.square().sum(1) + self.least).sqrt()
 
 
 def root_of_zero(watch: Watch, repaired: bool) -> None:
-    """The slope of a root at 0 is infinite, and 0 times that is no number."""
-    model = Lengths(1e-6 if repaired else 0.0)
-    optimizer = Adam(model.parameters(), 1e-2)
-    fit(watch, model, optimizer, batches(circles(), 400), nn.BCEWithLogitsLoss())
+    """Some pairs are of one point: a root's slope at 0 is infinite, 0 times that no number."""
+    points, labels = circles()
+    other = torch.randint(len(points), (4000,))
+    own = torch.arange(4000) % len(points)
+    other[::200] = own[::200]
+    pairs = torch.stack([points[own], points[other]], 1)
+    same = (labels[own] == labels[other])[:, 0].float()
+    model = Distances(1e-6 if repaired else 0.0)
+
+    def loss_of(distance: Tensor, same: Tensor) -> Tensor:
+        return (same * distance**2 + (1 - same) * (1 - distance).relu() ** 2).mean()
+
+    fit(watch, model, Adam(model.parameters(), 5e-3), batches((pairs, same), 400), loss_of)
 
 
 class Standardizing(nn.Module):

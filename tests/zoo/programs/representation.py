@@ -121,8 +121,8 @@ def attention_at_one_place(watch: Watch, repaired: bool) -> None:
                     parameter.mul_(40.0)
     optimizer = Adam(model.parameters(), 3e-3)
     with watch(model, optimizer) as scope:
-        for _ in range(300):
-            tokens = repeats(32)
+        for _ in range(200):
+            tokens = repeats(16)
             loss = next_token_loss(model(tokens[:, :-1]), tokens)
             optimizer.zero_grad()
             loss.backward()

@@ -206,7 +206,7 @@ def tied_embeddings(watch: Watch) -> None:
     warm_up = LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / 50))
     with watch(model, optimizer) as scope:
         for _ in range(200):
-            tokens = repeats(32)
+            tokens = repeats(16)
             loss = next_token_loss(model(tokens[:, :-1]), tokens)
             optimizer.zero_grad()
             loss.backward()
