@@ -183,11 +183,11 @@ def zeros_everywhere(watch: Watch, repaired: bool) -> None:
 
 def equal_hidden_weights(watch: Watch, repaired: bool) -> None:
     """Every weight is 0.1; sigmoids and Adam do not tell the units apart either."""
-    model = mlp(8, 32, 32, 1, activation=nn.Sigmoid)
+    model = mlp(2, 32, 32, 1, activation=nn.Sigmoid)
     if not repaired:
         initialize(model, lambda weight: nn.init.constant_(weight, 0.1))
-    optimizer = Adam(model.parameters(), 1e-2)
-    fit(watch, model, optimizer, batches(regression(), 500), nn.MSELoss())
+    optimizer = Adam(model.parameters(), 2e-2)
+    fit(watch, model, optimizer, batches(circles(), 400), nn.BCEWithLogitsLoss())
 
 
 VANISHING, DEAD, SYMMETRIC = "vanishing-gradient", "dead-relu", "symmetric-weights"
