@@ -206,7 +206,7 @@ CASES = (
     Faulty(
         "bottleneck_of_a_thousandth",
         "gradient-bottleneck",
-        ("GS103",),
+        ("GS103", "GS104"),
         "own",
         bottleneck_of_a_thousandth,
     ),

@@ -299,7 +299,7 @@ CASES = (
     ),
     Faulty("detached_features", CUT, ("GS002",), "own", detached_features),
     Faulty("encoder_without_grad", CUT, ("GS002",), "own", encoder_without_grad),
-    Faulty("loss_made_anew", CUT, ("GS002",), "own", loss_made_anew),
+    Faulty("loss_made_anew", CUT, ("GS002", "GS001"), "own", loss_made_anew),
     Faulty(
         "negated_gradients", ASCENT, ("GS007",), "TheDeepChecker flipped_sign", negated_gradients
     ),

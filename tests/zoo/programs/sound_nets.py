@@ -319,12 +319,12 @@ def squeeze_and_excite(watch: Watch) -> None:
 
 
 CASES = (
-    Healthy("forty_eight_blocks", "residual", "T01", forty_eight_blocks),
+    Healthy("forty_eight_blocks", "residual", "arXiv:2002.04745", forty_eight_blocks),
     Healthy("branches_from_zero", "residual", "own", branches_from_zero),
     Healthy("low_rank_adapters", "adapters", "arXiv:2106.09685", low_rank_adapters),
-    Healthy("rare_tokens", "sparse-embedding", "T05", rare_tokens),
+    Healthy("rare_tokens", "sparse-embedding", "own", rare_tokens),
     Healthy("sparse_gradients", "sparse-embedding", "own", sparse_gradients),
-    Healthy("head_for_later", "unused-head", "T18", head_for_later),
+    Healthy("head_for_later", "unused-head", "DDP, find_unused_parameters", head_for_later),
     Healthy("bias_before_batchnorm", "structural-zero", "NeuraLint f005", bias_before_batchnorm),
     Healthy("experts_at_rest", "experts", "own", experts_at_rest),
     Healthy("width_scaled_rates", "width-scaled", "arXiv:2203.03466", width_scaled_rates),

@@ -253,7 +253,7 @@ def moving_goal(watch: Watch) -> None:
 
 
 CASES = (
-    Healthy("adversaries", "adversarial", "T07", adversaries),
+    Healthy("adversaries", "adversarial", "arXiv:1406.2661", adversaries),
     Healthy("against_attacks", "adversarial", "arXiv:1412.6572", against_attacks),
     Healthy("variational_digits", "variational", "arXiv:1312.6114", variational_digits),
     Healthy("diffused_moons", "diffusion", "arXiv:2006.11239", diffused_moons),

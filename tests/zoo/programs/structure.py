@@ -163,7 +163,7 @@ def statistics_that_never_move(watch: Watch, repaired: bool) -> None:
 def statistics_of_convolutions(watch: Watch, repaired: bool) -> None:
     """The same with a momentum of a millionth, behind convolutions."""
     inputs, labels = digits()
-    data = (10 * inputs, labels)
+    data = (10 * inputs - 40, labels)
     momentum = 0.1 if repaired else 1e-6
     model = nn.Sequential(
         nn.Unflatten(1, (1, 8, 8)),
