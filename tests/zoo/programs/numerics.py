@@ -59,7 +59,8 @@ class Distances(nn.Module):
 
     def forward(self, pairs: Tensor) -> Tensor:
         difference = self.net(pairs[:, 0]) - self.net(pairs[:, 1])
-        return (difference.square().sum(1) + self.least).sqrt()
+        distance: Tensor = (difference.square().sum(1) + self.least).sqrt()
+        return distance
 
 
 def root_of_zero(watch: Watch, repaired: bool) -> None:
