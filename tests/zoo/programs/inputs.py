@@ -156,10 +156,10 @@ def a_batch_a_thousand_times_too_large(watch: Watch, repaired: bool) -> None:
 
 
 def the_same_batch(watch: Watch, repaired: bool) -> None:
-    """The iterator is made anew at every step: 32 samples are all it ever sees."""
+    """The iterator is made anew at every step: eight samples are all it ever sees."""
     data = digits()
     model = mlp(64, 64, 10)
-    first = next(batches(data, 1))
+    first = next(batches(data, 1, 8))
     optimizer = Adam(model.parameters(), 2e-3)
     with watch(model, optimizer) as scope:
         for x, y in batches(data, 300) if repaired else whole(first, 300):
