@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from torch.optim import Optimizer
 
+from tests.zoo.architectures import convolutional, perceptron, recurrent, residual, transformer
 from tests.zoo.case import Faulty, Healthy, Watch
 from tests.zoo.data import Batch, batches, digits
-from tests.zoo.models import convolutional, perceptron, recurrent, residual, transformer
 
 
 @dataclass(frozen=True, slots=True)
