@@ -37,7 +37,8 @@ def balance(run: Run) -> Balance:
     """The balance of the run; without a column where none was measured."""
     table = run.parameters
     # Of most parameters there is none.
-    told = np.flatnonzero(measured(table["grad_balance_cosine"]).any(axis=0))
+    held = (table["in_optimizer"] == 1).any(axis=0)
+    told = np.flatnonzero(measured(table["grad_balance_cosine"]).any(axis=0) & held)
     norm = table["grad_norm"][:, told].astype(np.float64)
     norm = np.where(measured(table["grad_balance_cosine"][:, told]) & (norm > 0), norm, np.nan)
     typical = median(norm, axis=0)

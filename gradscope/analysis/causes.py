@@ -120,10 +120,10 @@ def _causes(finding: Finding, found: list[Finding]) -> Iterable[str]:
 
 def _can_explain(cause: Finding, consequence: Finding) -> bool:
     # What does no harm causes none.
-    if cause.severity is Severity.INFO < consequence.severity:
+    if cause.code == consequence.code or cause.severity is Severity.INFO < consequence.severity:
         return False
     if consequence.code == _LAST_RESORT:
-        return cause.code != _LAST_RESORT and cause.severity is not Severity.INFO
+        return cause.severity is not Severity.INFO
     return consequence.code in EXPLAINS.get(cause.code, ()) and _comes_before(cause, consequence)
 
 

@@ -109,6 +109,16 @@ def stuck_before(run: Run, step: int) -> bool:
     return _Curve(known).trend(warming_up=warming_up) is LossVerdict.STUCK
 
 
+def _start(values: NDArray[np.float64], head: int) -> float:
+    """The level at first: of the first few losses, or the first if it is clearly lower.
+
+    A training may blow up within its first few steps; but the first of noisy losses may be low
+    by chance.
+    """
+    level, first = float(np.median(values[:head])), float(values[0])
+    return first if first < level - _CLEAR * noise(values[values.size // 2 :]) else level
+
+
 class _Curve:
     """The finite losses: where they start and end, and how sure that is."""
 
@@ -116,9 +126,7 @@ class _Curve:
         self.values = values
         self._head, self._tail = max(5, values.size // 10), max(5, values.size // 5)
         self._noise = noise(values)
-        few = values[: self._head]
-        # The first as well: a training may blow up within its first few steps.
-        self.start = float(min(few[0], np.median(few))) if values.size else np.nan
+        self.start = _start(values, self._head) if values.size else np.nan
         self.end = float(np.median(values[-self._tail :])) if values.size else np.nan
 
     def trend(self, *, warming_up: bool) -> LossVerdict:

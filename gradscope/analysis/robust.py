@@ -54,9 +54,10 @@ def since(holds: Bools) -> int:
 def noise(values: F64) -> float:
     """The standard deviation of the noise in a curve, whatever its trend.
 
-    From the differences of neighbours by their median magnitude, as a single outlier must not
-    count (MAD of a normal: 0.6745 σ; a difference has twice the variance).
+    From the differences of neighbours by how far they are from their median, as a single outlier
+    must not count (MAD of a normal: 0.6745 σ; a difference has twice the variance).
     """
     if values.size < 2:  # noqa: PLR2004  (no neighbours)
         return 0.0
-    return float(np.median(np.abs(np.diff(values))) / 0.6745 / np.sqrt(2.0))
+    steps = np.diff(values)
+    return float(np.median(np.abs(steps - np.median(steps))) / 0.6745 / np.sqrt(2.0))

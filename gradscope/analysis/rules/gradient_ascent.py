@@ -63,7 +63,7 @@ def gradient_ascent(run: Run, limits: Limits) -> Iterator[Finding]:
 
     ## References
     Braiek & Khomh 2022 (TheDeepChecker, TOSEM), "flipped sign"; Ganin & Lempitsky 2015 (ICML), for
-    the reversal of a branch that is in order; PyTorch's documentation of `maximize`.
+    the reversal of a branch that is in order; PyTorch's documentation of torch.optim.
     """
     arrived, along = balance(run).cosine, _along(run)
     told, moved = _any(arrived), _any(along)
