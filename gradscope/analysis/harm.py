@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gradscope.analysis.chance import of_a_guess
 from gradscope.analysis.finding import Severity
 from gradscope.analysis.robust import measured, median, noise
 from gradscope.analysis.words import number
@@ -38,6 +39,8 @@ class Progress:
     end: float
     # What it said of the finite losses, before they broke if they did.
     before: LossVerdict
+    # What the best constant prediction costs; NaN: not known.
+    guess: float = np.nan
 
     @property
     def failed(self) -> bool:
@@ -50,10 +53,19 @@ class Progress:
         return self.verdict is LossVerdict.STUCK
 
     @property
+    def is_a_guess(self) -> bool:
+        """Whether the loss ends no lower than that of a constant prediction."""
+        return bool(self.end > _GUESSES * self.guess)
+
+    @property
     def words(self) -> str:
         """The verdict as a clause of a sentence."""
         if self.verdict is LossVerdict.STUCK:
-            return f"the loss is stuck ({number(self.start)} at first, {number(self.end)} at last)"
+            guess = f"; a guess costs {number(self.guess)}" if self.is_a_guess else ""
+            return (
+                f"the loss is stuck ({number(self.start)} at first, {number(self.end)} at last"
+                f"{guess})"
+            )
         if self.verdict is LossVerdict.NONFINITE:
             return "the loss is no longer a finite number"
         if self.verdict is LossVerdict.UNKNOWN:
@@ -74,6 +86,8 @@ _CLEAR = 5.0
 _PRIOR_ONLY = 0.05
 # Loss ≪ start: small gradients and updates are then what success looks like.
 _CONVERGED = 0.1
+# A loss that rests this close to a guess's, or above it, has learned nothing wherever it began.
+_GUESSES = 0.97
 # Where the noise hides a fall of this share, nothing can be said.
 _TOO_NOISY = 0.1
 
@@ -83,16 +97,16 @@ def progress(run: Run) -> Progress:
     loss = run.scalars["loss"].astype(np.float64)
     broken = run.scalars["loss_nonfinite"] > 0
     curve = _Curve(loss[np.isfinite(loss)])
-    trend = LossVerdict.UNKNOWN
+    trend, guess = LossVerdict.UNKNOWN, of_a_guess(run)
     if not run.meta.get("loss_is_progress", True):
         trend = LossVerdict.PROVES_NOTHING
     elif curve.values.size >= _FEWEST:
-        trend = curve.trend(warming_up=is_warming_up(run.scalars["learning_rate"]))
+        trend = curve.trend(guess, warming_up=is_warming_up(run.scalars["learning_rate"]))
     # A single bad batch is not the end of a training; one that never recovers is.
     known = np.flatnonzero(~np.isnan(loss) | broken)
     if known.size and broken[known[-1]]:
-        return Progress(LossVerdict.NONFINITE, curve.start, curve.end, before=trend)
-    return Progress(trend, curve.start, curve.end, before=trend)
+        return Progress(LossVerdict.NONFINITE, curve.start, curve.end, trend, guess)
+    return Progress(trend, curve.start, curve.end, trend, guess)
 
 
 def stuck_before(run: Run, step: int) -> bool:
@@ -106,7 +120,7 @@ def stuck_before(run: Run, step: int) -> bool:
     if known.size < _FEWEST:
         return False
     warming_up = is_warming_up(run.scalars["learning_rate"][earlier])
-    return _Curve(known).trend(warming_up=warming_up) is LossVerdict.STUCK
+    return _Curve(known).trend(of_a_guess(run), warming_up=warming_up) is LossVerdict.STUCK
 
 
 def _start(values: NDArray[np.float64], head: int) -> float:
@@ -129,7 +143,17 @@ class _Curve:
         self.start = _start(values, self._head) if values.size else np.nan
         self.end = float(np.median(values[-self._tail :])) if values.size else np.nan
 
-    def trend(self, *, warming_up: bool) -> LossVerdict:
+    def trend(self, guess: float, *, warming_up: bool) -> LossVerdict:
+        """What it says; `guess` is the loss of a constant prediction, NaN where not known."""
+        found = self._course(warming_up=warming_up)
+        settled = self.values.size >= 5 * _FEWEST and not warming_up
+        if found is not LossVerdict.STUCK and settled and self.end > _GUESSES * guess:
+            half = self.values.size // 2
+            later = float(np.median(self.values[half : half + self._tail])) - self.end
+            return found if self._is_improvement(later, abs(self.start)) else LossVerdict.STUCK
+        return found
+
+    def _course(self, *, warming_up: bool) -> LossVerdict:
         scale = max(abs(self.start), float(np.finfo(np.float64).tiny))
         if not self.values.any() or 0 <= self.end <= _CONVERGED * self.start:
             return LossVerdict.CONVERGED
