@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 import gradscope
+import gradscope.errors
 from gradscope.record import Run, Table
 from tests.zoo import generated
 from tests.zoo.case import Faulty, Healthy
@@ -83,9 +84,15 @@ def judge(job: Job) -> Result:
     from tests.zoo import judge as judging  # noqa: PLC0415  (torch, once per process)
 
     case = case_of(job.name)
-    run = judging.trained(
-        case, job.run_folder, seed=job.seed, every=job.every, repaired=job.repaired
-    )
+    try:
+        run = judging.trained(
+            case, job.run_folder, seed=job.seed, every=job.every, repaired=job.repaired
+        )
+    except gradscope.errors.ConfigError as refusal:
+        # An error before the first step is the earliest verdict; whether it names the fault is
+        # for the reader of the verbose table.
+        roots = case.accepts[:1] if isinstance(case, Faulty) and not job.repaired else ("refused",)
+        return Result(job, roots, (f"refused: {refusal}",), (), math.inf, 0.0)
     report = gradscope.analyze(run)
     found = judging.verdict(report)
     messages = tuple(

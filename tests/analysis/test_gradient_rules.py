@@ -12,7 +12,7 @@ from gradscope.analysis.finding import Severity
 from gradscope.analysis.rules.gradient_ascent import gradient_ascent
 from gradscope.analysis.rules.gradients_not_cleared import gradients_not_cleared
 from gradscope.record import Run
-from tests.analysis.asking import LAYERS, loop, reason, said, trained_by
+from tests.analysis.asking import LAYERS, loop, reason, said, trained_by, weights
 from tests.analysis.synthetic import WIDTH, Builder
 from tests.analysis.test_depth_rules import STUCK
 
@@ -259,3 +259,35 @@ class TestGradientAscent:
         finding = said(builder.shuffled(seed).build(), gradient_ascent)
         assert finding is not None
         assert finding.severity is Severity.ERROR
+
+
+class TestNegatedLoss:
+    """Four layers whose steps promise 0.0045 each, by ⟨g, Δw⟩."""
+
+    def run(self, end: float, turn: float = 0.5, moved: float = 1.0) -> Run:
+        builder = loop(100, loss=(2.3, end))
+        for name in weights(builder):
+            builder.set("parameters", "grad_previous_cosine", name, turn)
+        builder.arrays["parameters"]["update_norm"] *= moved
+        return builder.build()
+
+    def test_a_loss_that_rises_by_what_it_should_have_fallen(self) -> None:
+        found = said(self.run(2.75), gradient_ascent)
+        assert found is not None
+        assert found.severity is Severity.ERROR
+        promised = 99 * 4 * (1e-3 * 2**0.5 * 8) * 0.1
+        assert f"should have lowered the loss by {promised:.3g}" in found.message
+        assert "(-loss).backward()" in found.remedies[0]
+
+    @pytest.mark.parametrize(
+        ("end", "turn", "moved"),
+        [
+            (1.9, 0.5, 1.0),  # it falls, as promised
+            (2.4, 0.5, 1.0),  # … rises by less than half of that
+            (2.75, -0.5, 1.0),  # steps overshoot: the gradient turns round
+            (2.75, 0.0, 1.0),  # … or says nothing from one batch to the next
+            (2.75, 0.5, 300.0),  # steps too large to promise anything
+        ],
+    )
+    def test_what_is_not_ascent(self, end: float, turn: float, moved: float) -> None:
+        assert said(self.run(end, turn, moved), gradient_ascent) is None

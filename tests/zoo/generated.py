@@ -316,7 +316,7 @@ FAULTS: dict[str, Fault] = {
         ("GS601",), (1e3, 1e4), lambda r: _is_plain(r) and _steps_follow_the_gradient(r)
     ),
     "gradients-not-cleared": Fault(("GS006",)),
-    "ascent": Fault(("GS007",)),
+    "ascent": Fault(("GS007", "GS202")),
     "weight-decay-too-large": Fault(
         ("GS403",), (0.1, 0.5), lambda r: r.optimizer in {"sgd", "momentum", "adamw"}
     ),

@@ -10,10 +10,11 @@ from gradscope.analysis.decay import decay_share
 from gradscope.analysis.finding import Evidence, Finding, Severity
 from gradscope.analysis.harm import LossVerdict, Progress, progress
 from gradscope.analysis.optimizers import optimizers
+from gradscope.analysis.promises import promises
 from gradscope.analysis.robust import F64, Bools, Numbers, measured, most
 from gradscope.analysis.rule import UnjudgedError, rule
 from gradscope.analysis.updates import held_weights
-from gradscope.analysis.words import number, share
+from gradscope.analysis.words import count, number, share
 from gradscope.record import Run
 
 
@@ -31,10 +32,18 @@ class Limits:
     min_share_of_steps: float = 0.8
     # The first steps of a run are no habit.
     min_steps: int = 3
+    # What a step promises by its gradient is what it brings as long as it is a small part of the
+    # loss (the first order of Taylor's series); a loss that rises by half of that, not by chance,
+    # was promised to someone else.
+    small: float = 0.3
+    raised: float = 0.5
 
 
 # Of the length of a change.
 _HALF = 0.5
+# Fewer small steps are chance, as is a rise within so many deviations of the loss's noise.
+_MIN_SMALL = 5
+_CLEAR = 5.0
 
 
 @rule("GS007", name="gradient-ascent", limits=Limits())
@@ -45,17 +54,20 @@ def gradient_ascent(run: Run, limits: Limits) -> Iterator[Finding]:
     Of biases, the angle of the gradient with the sum of what arrived at the layer's output: -1
     where something negated it on its way to the optimizer. And the angle of each weight's change
     with its gradient: plain descent is at -1, Adam at -0.1 to -0.9; above zero in nearly all
-    weights, from the first step on, while the loss rises, it is ascent.
+    weights, from the first step on, while the loss rises, it is ascent. Of small steps, what the
+    loss did beside what they promised by their gradients: one that was negated before
+    `backward()` rises by as much as it should have fallen.
 
     ## Why it matters
     Each step makes the loss worse, by as much as it should have made it better: it grows without
     a bound, and ends in NaN.
 
     ## Known limits
-    Where `maximize=True` is set the ascent was asked for: then it is information. A loss whose
-    sign was changed before `backward()` has a gradient of its own, and steps that follow it: here
-    that looks like descent. Without biases only the second angle is known, and momentum may hide
-    that for a while. A negated gradient that leads to a falling loss is information.
+    Where `maximize=True` is set the ascent was asked for: then it is information. A loss that was
+    negated before `backward()` is known only if it was logged with its old sign, and its steps
+    were small and recorded one after the other. Without biases a gradient that was negated shows
+    by the second angle alone, and momentum may hide that for a while. Where the loss falls all
+    the same it is information.
 
     ## Example
     `p.grad.neg_()` in front of `optimizer.step()`, or `p.data += lr * p.grad` in a hand-written
@@ -81,6 +93,8 @@ def gradient_ascent(run: Run, limits: Limits) -> Iterator[Finding]:
             yield _of_negated(run, loss, arrived, limits)
     elif uphill and _rose(loss):
         yield _of_steps(run, loss, along, limits)
+    elif loss.failed and not _is_meant(run):
+        yield from _of_promises(run, loss, limits)
 
 
 def _any(values: Numbers) -> Bools:
@@ -118,6 +132,36 @@ def _is_meant(run: Run) -> bool:
 
 def _rose(loss: Progress) -> bool:
     return loss.end > loss.start or loss.verdict is LossVerdict.NONFINITE
+
+
+def _of_promises(run: Run, loss: Progress, limits: Limits) -> Iterator[Finding]:
+    found = promises(run, limits.small)
+    # Steps that overshoot turn the gradient round; steps uphill do not.
+    if len(found.steps) < _MIN_SMALL or not found.turn > limits.along:
+        return
+    if found.change < max(limits.raised * found.fall, _CLEAR * found.chance):
+        return
+    yield gradient_ascent.finding(
+        Severity.ERROR,
+        None,
+        f"{count(len(found.steps), 'small step')} should have lowered the loss by "
+        f"{number(found.fall)}, by their gradients, and it rose by {number(found.change)}: what "
+        f"is minimized is the opposite of this loss; {loss.words}.",
+        evidence=(
+            Evidence(
+                "change of the loss / what the gradients promised",
+                None,
+                int(found.steps[0]),
+                int(found.steps[-1]),
+                -found.change / found.fall,
+                -limits.raised,
+            ),
+        ),
+        remedies=(
+            "Take the minus sign away: loss.backward(), not (-loss).backward().",
+            "If this loss is meant to rise, say so: watch(..., loss_is_progress=False).",
+        ),
+    )
 
 
 def _of_negated(run: Run, loss: Progress, cosines: F64, limits: Limits) -> Finding:

@@ -1,0 +1,51 @@
+"""What small steps promised by their gradients, and what the loss did instead."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from gradscope.analysis.robust import F64, Bools, measured, median, noise
+from gradscope.analysis.updates import held_weights
+from gradscope.record import Run, StepArray
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Promises:
+    """Steps that were small, and recorded one after the other.
+
+    By the first order of Taylor's series they lower the loss by `fall` in all; it changed by
+    `change`, of which `chance` is what a batch differs from the next by. `turn` is the typical
+    cosine of a gradient with that before it: below zero where steps overshoot.
+    """
+
+    steps: StepArray
+    fall: float
+    change: float
+    chance: float
+    turn: float
+
+
+def promises(run: Run, small: float) -> Promises:
+    """Of the weights' steps; `small` is the share of the loss that one may promise at most."""
+    table, held = run.parameters, held_weights(run)
+    parts: F64 = (
+        table["update_gradient_cosine"].astype(np.float64)
+        * table["update_norm"]
+        * table["grad_norm"]
+    )[:, held]
+    promised = np.where(measured(parts), parts, 0.0).sum(axis=1)[:-1]
+    losses = run.scalars["loss"].astype(np.float64)
+    at = losses[np.searchsorted(run.steps, table.steps)]
+    finite = np.isfinite(at)
+    at = np.where(finite, at, 0.0)
+    judged: Bools = (np.diff(table.steps) == 1) & finite[1:] & finite[:-1]
+    judged &= (promised < 0) & (-promised < small * np.abs(at[:-1]))
+    turns = median(table["grad_previous_cosine"][1:, held], axis=1)[judged]
+    turns = turns[measured(turns)]
+    return Promises(
+        table.steps[:-1][judged],
+        -float(promised[judged].sum()),
+        float(np.diff(at)[judged].sum()),
+        noise(losses[np.isfinite(losses)]),
+        float(np.median(turns)) if turns.size else np.nan,
+    )
