@@ -35,7 +35,8 @@ EXPLAINS: dict[str, tuple[str, ...]] = {
     # A batch that holds no numbers breaks everything behind it.
     "GS607": ("GS003", "GS201", "GS202", "GS505", "GS502", "GS501", "GS503", "GS506"),
     # The optimizer steps on what the model has no more: what it has instead is in none.
-    "GS008": ("GS001", "GS004"),
+    "GS008": ("GS001", "GS004", *_QUIET, "GS202"),
+    "GS004": (*_QUIET, "GS202"),
     # What the loss asks for can't be had from this output.
     "GS605": ("GS310", "GS303"),
     "GS604": (*_QUIET, "GS305", "GS502", "GS501", "GS503"),
@@ -93,6 +94,8 @@ EXPLAINS: dict[str, tuple[str, ...]] = {
 }
 # That nothing is learned is said for lack of anything better: whatever does harm explains it.
 _LAST_RESORT = "GS203"
+# When a course began can't be told to the step: what was there at half of it can have caused it.
+_COURSES = frozenset({"GS202", "GS206", "GS207"})
 _ORDER = {code: place for place, code in enumerate(EXPLAINS)}
 
 
@@ -130,6 +133,8 @@ def _can_explain(cause: Finding, consequence: Finding) -> bool:
 
 def _comes_before(cause: Finding, consequence: Finding) -> bool:
     first, later = _begin(cause), _begin(consequence)
+    if consequence.code in _COURSES and consequence.span:
+        later = sum(consequence.span) // 2
     if cause.code == "GS607":
         return first <= later
     if _is_brought_along(consequence):

@@ -33,6 +33,16 @@ def most(holds: Bools, values: Numbers, axis: int) -> Bools:
     return result
 
 
+def at_first(values: Numbers) -> F64:
+    """Per column the first value that was measured; NaN where nothing was."""
+    known = measured(values)
+    rows = known.argmax(axis=0) if len(values) else np.zeros(values.shape[1], np.intp)
+    first: F64 = np.full(values.shape[1], np.nan)
+    some = known.any(axis=0)
+    first[some] = values[rows[some], np.flatnonzero(some)]
+    return first
+
+
 def at_last(values: Numbers, amount: int = 1) -> F64:
     """Per column the last values that were measured, of shape (amount, columns); NaN before them.
 

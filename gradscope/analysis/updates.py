@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gradscope.analysis.robust import F64, Bools, measured
+from gradscope.analysis.robust import F64, Bools, at_first, measured
 from gradscope.analysis.rule import UnjudgedError
 from gradscope.record import Entity, Run, StepArray
 
@@ -25,6 +25,8 @@ class Updates:
     entities: tuple[Entity, ...]
     steps: StepArray
     sizes: F64
+    # Per weight: its first norm, or that of the default initialization where that is larger.
+    initial: F64
     # Per recorded step: how many steps it stands for, up to the next record.
     spans: F64
 
@@ -59,12 +61,14 @@ def updates(run: Run) -> Updates:
     entities = tuple(table.entities[index] for index in np.flatnonzero(held))
     # Entries from U(±1/√fan_in) in as many rows as there are units.
     default = np.sqrt([entity.shape[0] / 3 for entity in entities])
-    before = np.fmax(table["weight_norm"][:, held].astype(np.float64), default)
+    norms = table["weight_norm"][:, held].astype(np.float64)
+    before = np.fmax(norms, default)
     change = table["update_norm"][:, held].astype(np.float64)
     with np.errstate(invalid="ignore"):
         # Both are infinite where float32 could not hold them.
         sizes = change / before
-    return Updates(entities, table.steps, sizes, spans(run))
+    initial = np.fmax(at_first(norms), default)
+    return Updates(entities, table.steps, sizes, initial, spans(run))
 
 
 def spans(run: Run) -> F64:

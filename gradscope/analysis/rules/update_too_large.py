@@ -9,7 +9,8 @@ import numpy as np
 from gradscope.analysis.finding import Evidence, Finding, Severity
 from gradscope.analysis.harm import LossVerdict, Progress, progress, stuck_before
 from gradscope.analysis.layers import module_of
-from gradscope.analysis.robust import F64, Bools
+from gradscope.analysis.optimizers import optimizers
+from gradscope.analysis.robust import F64, Bools, measured, median
 from gradscope.analysis.rule import rule
 from gradscope.analysis.updates import Updates, updates
 from gradscope.analysis.words import layer_in_words, number
@@ -34,6 +35,8 @@ class Limits:
     # The highest loss after a step over that before: a step that did good (a hinge that is met
     # at once) leaves 0.5 to 0.8 of it.
     lowered: float = 0.9
+    # Small steps that add up to this: of weights ten times as large nothing was tuned for.
+    outgrown: float = 10.0
     # Without a loss to judge by: L-BFGS reaches 5 in the first step of healthy runs.
     extreme: float = 10.0
 
@@ -42,6 +45,10 @@ class Limits:
 _TYPICAL = 1e-2
 # What the blow-up itself made of the ratio is no measure of the learning rate.
 _LARGEST_FACTOR = 1e4
+# From there on weights count as growing.
+_DOUBLED = 2.0
+# A momentum beyond what is in use.
+_ALMOST_ONE = 0.99
 # A NaN that a large update made comes within so many records of it.
 _RECORDS_BEFORE = 3
 _WINDOW = 5
@@ -54,7 +61,8 @@ def update_too_large(run: Run, limits: Limits) -> Iterator[Finding]:
     ## What it measures
     The norm of each weight's change in a step over the norm of the weight (for weights that
     start near zero, over that of PyTorch's default initialization). Half of a weight in one step
-    counts, or a tenth of it in a tenth of the steps.
+    counts, or a tenth of it in a tenth of the steps; or smaller ones that add up, where most
+    weights have become ten times as large, and the loss is stuck.
 
     ## Why it matters
     The gradient is the slope at the old weights. A step of their own size ends where the slope
@@ -79,6 +87,7 @@ def update_too_large(run: Run, limits: Limits) -> Iterator[Finding]:
     largest = moved.largest
     thrown, shaken = largest >= limits.once, largest >= limits.often
     if not thrown.any() and moved.share_of_steps(shaken) < limits.min_share_of_steps:
+        yield from _adding_up(run, moved, limits)
         return
     first = _begin(thrown, shaken)
     peak = first + int(np.argmax(largest[first:]))
@@ -104,6 +113,50 @@ def update_too_large(run: Run, limits: Limits) -> Iterator[Finding]:
             for name, size in zip(names, moved.sizes[peak, worst].tolist(), strict=True)
         ),
         remedies=_remedies(rate, float(largest[first])),
+    )
+
+
+def _adding_up(run: Run, moved: Updates, limits: Limits) -> Iterator[Finding]:
+    """Steps none of which is large, in a direction that stays: a momentum of almost one."""
+    names = [entity.name for entity in moved.entities]
+    columns = [run.parameters.names.index(name) for name in names]
+    growth: F64 = run.parameters["weight_norm"][:, columns] / moved.initial
+    typical = median(growth, axis=1)
+    known = typical[measured(typical)]
+    loss = progress(run)
+    if not known.size or known[-1] < limits.outgrown or not loss.failed:
+        return
+    begin = int(np.argmax(typical >= _DOUBLED))
+    first, last = int(moved.steps[begin]), int(moved.steps[-1])
+    if stuck_before(run, first):
+        return
+    worst = int(np.argmax(np.nan_to_num(growth[-1])))
+    momentum = max((s.values.get("momentum", 0.0) for s in optimizers(run)), default=0.0)
+    slower = (
+        f"Lower the momentum: at {momentum:g} a step is repeated {1 / (1 - momentum):.0f} times.",
+    )
+    rate = _rate_at(run, first)
+    yield update_too_large.finding(
+        Severity.ERROR,
+        module_of(names[worst]),
+        f"Steps of up to {number(float(moved.largest.max()))} times a weight have added up: half "
+        f"of the weights have grown more than {number(float(known[-1]))}-fold, that of "
+        f"{layer_in_words(module_of(names[worst]))} {number(float(growth[-1, worst]))}-fold; "
+        f"{loss.words}.",
+        evidence=(
+            Evidence(
+                "weight_norm, at last / at first",
+                names[worst],
+                first,
+                last,
+                float(growth[-1, worst]),
+                limits.outgrown,
+            ),
+        ),
+        remedies=(
+            *(slower if _ALMOST_ONE < momentum < 1 else ()),
+            *_remedies(rate, limits.outgrown * _TYPICAL),
+        ),
     )
 
 
