@@ -52,7 +52,7 @@ EXPLAINS: dict[str, tuple[str, ...]] = {
     "GS006": (*_WILD, "GS201"),
     "GS007": _WILD,
     # Copies of one unit are one unit.
-    "GS105": ("GS310", "GS303", "GS103", "GS101"),
+    "GS105": ("GS310", "GS303", "GS103", "GS101", "GS003"),
     # A scale of the weights that each layer multiplies the signal with.
     "GS104": ("GS603", "GS106", "GS107", *_QUIET, *_WILD),
     # Steps that are not the gradient's.
@@ -73,7 +73,7 @@ EXPLAINS: dict[str, tuple[str, ...]] = {
     # No slope, no gradient for what comes before.
     "GS301": ("GS103", "GS101", "GS310", "GS303", "GS003", "GS404", "GS402", "GS005"),
     "GS302": ("GS103", "GS101", "GS310", "GS303", "GS003", "GS404", "GS402", "GS005"),
-    "GS103": ("GS003", "GS404", "GS402", "GS005"),
+    "GS103": ("GS310", "GS303", "GS003", "GS404", "GS402", "GS005"),
     # A gradient that has shrunk below what the dtype, or a step, can show.
     "GS101": ("GS310", "GS303", "GS504", "GS003", "GS404", "GS402", "GS005"),
     "GS310": ("GS303",),

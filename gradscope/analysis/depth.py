@@ -24,8 +24,9 @@ _MIN_HALF = 0.2
 _MAX_LAYER = 0.5
 # Neighbours of a layer that alone loses the gradient lose less than this share of what it does.
 _QUIET = 0.5
-# Where a net begins with attention, queries and keys are before all others.
-_FEWEST_BEFORE = 3
+# Before a layer are two others at least, as one may be a branch; where a net begins with attention,
+# queries, keys and values.
+_BRANCHES, _OF_ATTENTION = 2, 3
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -38,6 +39,8 @@ class DepthProfile:
     layers: tuple[Entity, ...]
     steps: StepArray
     norms: F64
+    # How many of the first layers may be branches.
+    branches: int = _BRANCHES
 
     @property
     def _third(self) -> int:
@@ -89,18 +92,18 @@ class DepthProfile:
         """Per step and layer: the decades of the gradient's norm that it alone loses; else 0.
 
         From its output to that of the layer before it: all before hear that much less, while
-        its neighbours along the chain lose little. The first three are 0, as what is before them
-        may be a branch; so is the last: its gradient is the loss's own, at whatever scale.
+        its neighbours along the chain lose little. The first few are 0, as what is before them may
+        be a branch; so is the last: its gradient is the loss's own, at whatever scale.
         """
         logs = np.log10(self.norms)
         # What is before a layer hears at most as much as the best of it: queries and keys of
         # attention, the inside of a zero-initialized branch, hear less than the chain does.
         filled = np.where(measured(logs), logs, -np.inf)
         before = np.maximum.accumulate(filled, axis=1)
-        own = slice(_FEWEST_BEFORE, -1)
-        lost = logs[:, own] - before[:, _FEWEST_BEFORE - 1 : -2]
-        behind = logs[:, _FEWEST_BEFORE + 1 :] - logs[:, own]
-        ahead = np.diff(before, axis=1)[:, _FEWEST_BEFORE - 2 : -2]
+        own = slice(self.branches, -1)
+        lost = logs[:, own] - before[:, self.branches - 1 : -2]
+        behind = logs[:, self.branches + 1 :] - logs[:, own]
+        ahead = np.diff(before, axis=1)[:, self.branches - 2 : -2]
         alone = (np.abs(behind) <= _QUIET * lost) & (np.abs(ahead) <= _QUIET * lost)
         decades = np.zeros_like(logs)
         decades[:, own] = np.where(alone & np.isfinite(lost), lost, 0.0)
@@ -147,7 +150,13 @@ def depth_profile(run: Run) -> DepthProfile:
     if not whole.any():
         message = "no recorded step had a gradient at both the first and the last layers"
         raise UnjudgedError(message)
-    return DepthProfile(layers, profile.steps[whole], profile.norms[whole])
+    branches = _OF_ATTENTION if _has_attention(run) else _BRANCHES
+    return DepthProfile(layers, profile.steps[whole], profile.norms[whole], branches)
+
+
+def _has_attention(run: Run) -> bool:
+    kinds = (f"{entity.name} {entity.type}".lower() for entity in run.modules.entities)
+    return any("attention" in kind or "softmax" in kind for kind in kinds)
 
 
 def _without_zeros(norms: F64) -> F64:

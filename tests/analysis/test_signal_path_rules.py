@@ -109,6 +109,10 @@ class TestBottleneck:
         builder = Chain(loss=STUCK).builder()
         for layer in (0, 1, 4, 5, 8, 9):
             builder.arrays["modules"]["output_grad_norm"][:, 2 * layer] *= 1e-6
+        # Queries and keys; without attention the first two would be the chain.
+        assert finding_of(gradient_bottleneck, builder.build()) is not None
+        attention = builder.entities["modules"][1]
+        builder.entities["modules"][1] = replace(attention, type="MultiheadAttention")
         assert finding_of(gradient_bottleneck, builder.build()) is None
 
     def test_what_opens_soon_is_none(self) -> None:

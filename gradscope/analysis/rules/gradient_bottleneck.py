@@ -47,10 +47,10 @@ def gradient_bottleneck(run: Run, limits: Limits) -> Iterator[Finding]:
     that is saturated, a softmax between layers.
 
     ## Known limits
-    Does not judge the first three layers, which may be queries and keys, nor the last, where the
-    loss's own scale is. A branch beside the chain is not a bottleneck, nor is a gate that opens
-    within the first steps. A gradient of exactly zero is GS003. Under Adam the layers before it
-    move all the same: then, and while the loss falls, it is information.
+    Does not judge the first two layers (where there is attention, three), which may be branches,
+    nor the last, where the loss's own scale is. A branch beside the chain is not a bottleneck, nor
+    is a gate that opens within the first steps. A gradient of exactly zero is GS003. Under Adam the
+    layers before it move all the same: then, and while the loss falls, it is information.
 
     ## Example
     `x = self.fc3(self.fc2(x) * 1e-4)` in a stack of linear layers: all before `fc3` get 1e-4 of

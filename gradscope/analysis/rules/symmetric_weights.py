@@ -9,7 +9,7 @@ from gradscope.analysis.finding import Evidence, Finding, Severity
 from gradscope.analysis.harm import LossVerdict, Progress, progress
 from gradscope.analysis.layers import module_of
 from gradscope.analysis.robust import Bools, measured, since
-from gradscope.analysis.rule import rule
+from gradscope.analysis.rule import UnjudgedError, rule
 from gradscope.analysis.updates import held_weights
 from gradscope.analysis.words import count, layer_in_words, number, share
 from gradscope.record import Run
@@ -33,7 +33,7 @@ _LAYERS = frozenset({"linear", "convolution"})
 @rule(
     "GS105",
     name="symmetric-weights",
-    requires=("parameters.duplicate_rows_fraction",),
+    requires=("parameters.weight_norm",),
     limits=Limits(),
 )
 def symmetric_weights(run: Run, limits: Limits) -> Iterator[Finding]:
@@ -50,8 +50,8 @@ def symmetric_weights(run: Run, limits: Limits) -> Iterator[Finding]:
 
     ## Known limits
     The output layer is not judged: classes that never occur have equal rows. Nor are weights
-    that are zero altogether, or get no gradient. A layer of which nine rows in ten were pruned
-    to zero looks the same.
+    that get no gradient, unless they are zero and stay so. A layer of which nine rows in ten were
+    pruned to zero looks the same.
 
     ## Example
     `nn.init.constant_(layer.weight, 0.01)` in every layer. Do instead: PyTorch's default, or
@@ -63,14 +63,19 @@ def symmetric_weights(run: Run, limits: Limits) -> Iterator[Finding]:
     TOSEM), on weights without variance.
     """
     table = run.parameters
-    duplicates = table["duplicate_rows_fraction"].astype(np.float64)
+    # Rows of zeros are all alike; LoRA's B and zero-initialized branches leave that in a step.
+    zero = table["weight_norm"] == 0
+    duplicates = np.where(zero, 1.0, table["duplicate_rows_fraction"].astype(np.float64))
+    if not measured(duplicates).any():
+        message = "not measured: parameters.duplicate_rows_fraction"
+        raise UnjudgedError(message)
     outputs = _output_layers(run)
     onsets: dict[int, int] = {}
     for column in np.flatnonzero(held_weights(run)):
         known = np.flatnonzero(measured(duplicates[:, column]))
         begin = since(duplicates[known, column] >= limits.duplicates)
         alike = known[begin:]
-        reached = (table["grad_norm"][alike, column] > 0).any()
+        reached = (zero[alike, column] | (table["grad_norm"][alike, column] > 0)).any()
         if alike.size < limits.min_measurements or not reached:
             continue
         if module_of(table.names[column]) not in outputs:

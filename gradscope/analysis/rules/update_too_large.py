@@ -132,9 +132,6 @@ def _adding_up(run: Run, moved: Updates, limits: Limits) -> Iterator[Finding]:
         return
     worst = int(np.argmax(np.nan_to_num(growth[-1])))
     momentum = max((s.values.get("momentum", 0.0) for s in optimizers(run)), default=0.0)
-    slower = (
-        f"Lower the momentum: at {momentum:g} a step is repeated {1 / (1 - momentum):.0f} times.",
-    )
     rate = _rate_at(run, first)
     yield update_too_large.finding(
         Severity.ERROR,
@@ -154,10 +151,16 @@ def _adding_up(run: Run, moved: Updates, limits: Limits) -> Iterator[Finding]:
             ),
         ),
         remedies=(
-            *(slower if _ALMOST_ONE < momentum < 1 else ()),
+            *_slower(momentum),
             *_remedies(rate, limits.outgrown * _TYPICAL),
         ),
     )
+
+
+def _slower(momentum: float) -> tuple[str, ...]:
+    if not _ALMOST_ONE < momentum < 1:
+        return ()
+    return (f"Lower the momentum: at {momentum:g} it makes {1 / (1 - momentum):.0f} steps of one.",)
 
 
 def _loss_in_words(run: Run, loss: Progress, step: int) -> str:
