@@ -38,7 +38,7 @@ EXPLAINS: dict[str, tuple[str, ...]] = {
     "GS008": ("GS001", "GS004", *_QUIET, "GS202"),
     "GS004": (*_QUIET, "GS202"),
     # What the loss asks for can't be had from this output.
-    "GS605": ("GS310", "GS303"),
+    "GS605": ("GS007", "GS310", "GS303"),
     "GS604": (*_QUIET, "GS305", "GS502", "GS501", "GS503"),
     "GS606": ("GS310", "GS303", "GS003"),
     # Sizes far from 1, that each layer or the loss multiplies the signal with.

@@ -8,14 +8,18 @@ from gradscope.analysis.robust import F64, Bools, measured, median, noise
 from gradscope.analysis.updates import held_weights
 from gradscope.record import Run, StepArray
 
+# Of the steps so many; a level is the median of so many losses.
+_MOST = 0.8
+_LEVEL = 5
+
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Promises:
-    """Steps that were small, and recorded one after the other.
+    """The steps from the first on of which most were small, and recorded one after the other.
 
-    By the first order of Taylor's series they lower the loss by `fall` in all; it changed by
-    `change`, of which `chance` is what a batch differs from the next by. `turn` is the typical
-    cosine of a gradient with that before it: below zero where steps overshoot.
+    By the first order of Taylor's series they lower the loss by `fall` in all; its level changed
+    by `change`; `chance` is the deviation of a single loss. `turn` is the typical cosine of a
+    gradient with that before it: below zero where steps overshoot.
     """
 
     steps: StepArray
@@ -40,12 +44,17 @@ def promises(run: Run, small: float) -> Promises:
     at = np.where(finite, at, 0.0)
     judged: Bools = (np.diff(table.steps) == 1) & finite[1:] & finite[:-1]
     judged &= (promised < 0) & (-promised < small * np.abs(at[:-1]))
-    turns = median(table["grad_previous_cosine"][1:, held], axis=1)[judged]
+    shares = np.cumsum(judged) / np.arange(1, judged.size + 1)
+    most = np.flatnonzero(shares >= _MOST)
+    stop = int(most[-1]) + 1 if most.size else 0
+    judged, known = judged[:stop], at[: stop + 1][finite[: stop + 1]]
+    turns = median(table["grad_previous_cosine"][1 : stop + 1, held], axis=1)[judged]
     turns = turns[measured(turns)]
+    change = np.median(known[-_LEVEL:]) - np.median(known[:_LEVEL]) if stop else np.nan
     return Promises(
-        table.steps[:-1][judged],
-        -float(promised[judged].sum()),
-        float(np.diff(at)[judged].sum()),
+        table.steps[:stop][judged],
+        -float(promised[:stop][judged].sum()),
+        float(change),
         noise(losses[np.isfinite(losses)]),
         float(np.median(turns)) if turns.size else np.nan,
     )
