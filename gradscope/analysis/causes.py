@@ -62,7 +62,7 @@ EXPLAINS: dict[str, tuple[str, ...]] = {
     # What a net without a bend, or behind a softmax, can't learn.
     "GS305": _QUIET,
     # One batch that throws the weights elsewhere.
-    "GS201": ("GS301", "GS302", "GS202"),
+    "GS201": ("GS401", "GS301", "GS302", "GS310", "GS303", "GS003", "GS501", "GS503", "GS202"),
     # A gradient that has grown beyond what a step, or the range of the dtype, can take.
     "GS107": _WILD,
     "GS102": _WILD,

@@ -82,7 +82,7 @@ def gradient_spike(run: Run, limits: Limits) -> Iterator[Finding]:
     steps, norms, name = global_norms(run, limits.min_norms + 1)
     z, ratios = _scores(norms, limits)
     loud = (z >= limits.z) | (ratios >= limits.extreme)
-    if not loud.any() or loud.mean() > max(limits.max_share, 1.5 / norms.size):
+    if not loud.any() or _events(loud).sum() > max(limits.max_share * norms.size, 1.5):
         return
     curve = _known_losses(run)
     found = [
@@ -97,7 +97,8 @@ def gradient_spike(run: Run, limits: Limits) -> Iterator[Finding]:
     shifts = {at: _shift(run, curve, int(steps[at]), limits) for at in found}
     worst = max(found, key=lambda at: (shifts[at] or 0.0, ratios[at]))
     step, shift = int(steps[worst]), shifts[worst]
-    others = f" ({count(len(found), 'spike')} in all)" if len(found) > 1 else ""
+    amount = int(_events(np.isin(np.arange(loud.size), found)).sum())
+    others = f" ({count(amount, 'spike')} in all)" if amount > 1 else ""
     loudest = _loudest(run, step)
     where = f", most of all in {listed(loudest)}" if loudest else ""
     yield gradient_spike.finding(
@@ -120,6 +121,15 @@ def gradient_spike(run: Run, limits: Limits) -> Iterator[Finding]:
             "one and leave the batch out.",
         ),
     )
+
+
+def _events(loud: Bools) -> Bools:
+    """Where one begins: the steps after a spike may be loud on their way back."""
+    earlier = np.zeros_like(loud)
+    for lag in range(1, _AFTER + 1):
+        earlier[lag:] |= loud[:-lag]
+    begins: Bools = loud & ~earlier
+    return begins
 
 
 def _scores(norms: F64, limits: Limits) -> tuple[F64, F64]:
