@@ -1,12 +1,13 @@
 """GS310 representation-collapse."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from gradscope.analysis.finding import Evidence, Finding, Severity
-from gradscope.analysis.harm import LossVerdict, Progress, progress
+from gradscope.analysis.graph import BINARY, LIKELIHOODS, loss_graph
+from gradscope.analysis.harm import Progress, progress
 from gradscope.analysis.lasting import lasting
 from gradscope.analysis.layers import ROOT
 from gradscope.analysis.robust import F64, measured, median
@@ -22,8 +23,9 @@ class Limits:
     # What differs is then 3 % of what is common (1 - c = σ²/rms²). The last layers of trained
     # language models reach 0.99 in order (Ethayarajh 2019, arXiv:1909.00512).
     similarity: float = 0.999
-    # Where nothing but the loss going well speaks for it: 1 %.
-    certain: float = 0.9999
+    # Where no target asks for it, and training itself drew them together: embeddings that are
+    # any use, and what decoders make of a code, stay below 0.9 in sound trainings.
+    drawn: float = 0.99
     # Apart at first: then training made them alike, not the initialization.
     apart: float = 0.9
     # The inputs' own spread over their rms: at a tenth their similarity is 0.99.
@@ -72,9 +74,9 @@ def representation_collapse(run: Run, limits: Limits) -> Iterator[Finding]:
     ## Known limits
     Where targets hardly differ from sample to sample, outputs should not either; and deep ReLU
     networks start close to 1 and leave it: without a stuck loss it is information, unless training
-    itself drew the samples together and the loss can't tell (it is negative, or said to be no
-    progress). Outputs of a single number are not judged. Collapse onto a few dimensions is not
-    seen.
+    itself drew the outputs together beyond 0.99 and the loss, which has no targets (or was said to
+    be no progress), can't tell. Outputs of fewer than 8 numbers are not judged. Collapse onto a
+    few dimensions is not seen.
 
     ## Example
     SimSiam without its stop-gradient: the loss falls to -1, its best value, and all embeddings
@@ -89,7 +91,9 @@ def representation_collapse(run: Run, limits: Limits) -> Iterator[Finding]:
         return
     inner = _alike(run, hidden[-1], limits) if hidden else None
     outer = _alike(run, output, limits) if output is not None else None
-    if inner is None and (outer is None or outer.first >= limits.apart):
+    drawn = _drawn_together(run, output, limits)
+    outer = drawn or outer
+    if drawn is None and inner is None and (outer is None or outer.first >= limits.apart):
         return
     loss = progress(run)
     begin = _begin(run, hidden, limits) if inner else outer
@@ -104,7 +108,7 @@ def representation_collapse(run: Run, limits: Limits) -> Iterator[Finding]:
         else f"since step {int(steps[shown.onset])} ({number(shown.first)} at first)"
     )
     yield representation_collapse.finding(
-        _severity(run, loss, inner, outer, limits),
+        _severity(loss, inner, drawn, outer),
         shown.entity.name,
         f"Different samples have become alike at {layer_in_words(shown.entity.name)}: the mean "
         f"cosine of their outputs is {shown.last:.6g}, {history}; {loss.words}.",
@@ -166,6 +170,27 @@ def _values(run: Run, entity: Entity) -> F64:
     return values
 
 
+def _drawn_together(run: Run, output: Entity | None, limits: Limits) -> _Alike | None:
+    """The output, if training made it the same for all samples, and no target asked for that."""
+    if output is None or _features(output) < limits.features or _has_targets(run):
+        return None
+    found = _alike(run, output, replace(limits, similarity=limits.drawn))
+    return found if found is not None and found.first < limits.apart else None
+
+
+def _has_targets(run: Run) -> bool:
+    """Whether the loss compares the output with something; unless known not to, it does."""
+    if "target" in run.signals.names:
+        return True
+    if not run.meta.get("loss_is_progress", True):
+        return False
+    try:
+        graph = loss_graph(run)
+    except UnjudgedError:
+        return True
+    return any(True for _ in graph.find(*LIKELIHOODS, *BINARY))
+
+
 def _alike(run: Run, entity: Entity, limits: Limits) -> _Alike | None:
     values = _values(run, entity)
     onset = lasting(
@@ -192,22 +217,14 @@ def _begin(run: Run, hidden: list[Entity], limits: Limits) -> _Alike | None:
 
 
 def _severity(
-    run: Run, loss: Progress, inner: _Alike | None, outer: _Alike | None, limits: Limits
+    loss: Progress, inner: _Alike | None, drawn: _Alike | None, outer: _Alike | None
 ) -> Severity:
     if loss.failed:
         return Severity.ERROR if inner else Severity.WARNING
-    drawn = outer is not None and outer.first < limits.apart
-    if outer is None or not drawn or _features(outer.entity) < limits.features:
-        return Severity.INFO
-    if loss.verdict is LossVerdict.PROVES_NOTHING:
-        return Severity.WARNING if inner else Severity.INFO
-    if loss.end < 0:
+    # However well the loss goes: a constant may be what solves it.
+    if drawn is not None or (outer is not None and inner is not None and loss.end < 0):
         return Severity.WARNING
-    # A loss that falls to zero without targets may be solved by a constant.
-    supervised = "target" in run.signals.names
-    solved = loss.verdict in {LossVerdict.CONVERGED, LossVerdict.LEARNING} and not supervised
-    sure = inner is not None and min(inner.last, outer.last) > limits.certain
-    return Severity.WARNING if solved and sure else Severity.INFO
+    return Severity.INFO
 
 
 def _remedies(shown: _Alike, *, drawn: bool) -> tuple[str, ...]:

@@ -248,7 +248,7 @@ CASES = (
     Faulty(
         "activations_above_half",
         "half-precision-overflow",
-        ("GS505", "GS502"),
+        ("GS505", "GS502", "GS601"),
         "own",
         activations_above_half,
     ),
