@@ -12,19 +12,22 @@ from gradscope.record import Run
 
 # As autograd saves `reduction`.
 _SUM = 2
+_LOSSES = (*LIKELIHOODS, *BINARY)
 
 
 @dataclass(frozen=True, slots=True)
 class Chance:
     """`loss` is ln C, of one term; `terms` are those that the batch has, of `classes` each.
 
-    `summed`: the loss function adds them up instead of averaging.
+    `summed`: the loss function adds them up instead of averaging. `alone`: nothing is done to
+    what it returns, so that a first loss far from `loss` is the model's doing.
     """
 
     loss: float
     terms: int
     classes: int
     summed: bool
+    alone: bool
 
 
 def chance(run: Run) -> Chance:
@@ -49,7 +52,8 @@ def chance(run: Run) -> Chance:
         message = "the shape of what the loss was given is not known"
         raise UnjudgedError(message)
     terms = given.entries if node.op in BINARY else given.entries // classes
-    return Chance(math.log(classes), terms, classes, node.number("reduction") == _SUM)
+    summed = node.number("reduction") == _SUM
+    return Chance(math.log(classes), terms, classes, summed, graph.nodes[0].op in _LOSSES)
 
 
 def of_a_guess(run: Run) -> float:
@@ -61,7 +65,7 @@ def of_a_guess(run: Run) -> float:
         known = chance(run)
     except UnjudgedError:
         return _of_a_mean(run)
-    return known.loss * (known.terms if known.summed else 1)
+    return known.loss * (known.terms if known.summed else 1) if known.alone else math.nan
 
 
 def _of_a_mean(run: Run) -> float:

@@ -38,6 +38,8 @@ class Limits:
     # What the loss must have lost for good, over its start: 5 % is less than what the last
     # epochs bring.
     min_shift: float = 0.05
+    # As in harm.py: below a tenth of its start the loss has converged.
+    solved: float = 0.1
 
 
 # Losses before and after that are compared.
@@ -217,6 +219,8 @@ def _shift(run: Run, curve: Losses | None, step: int, limits: Limits) -> float |
     lowest = windows[int(np.argmin(np.median(windows, axis=1)))]
     rise, error = _rise(before, lowest)
     lasting = rise > _CLEAR * error and rise >= limits.min_shift * loss.start
+    # What is next to nothing still is.
+    lasting &= float(np.median(lowest)) > limits.solved * loss.start
     return rise if lasting else None
 
 

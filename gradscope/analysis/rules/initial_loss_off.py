@@ -61,6 +61,8 @@ def initial_loss_off(run: Run, limits: Limits) -> Iterator[Finding]:
         return
     loss = progress(run)
     summed = _is_sum(guess, ratio, limits)
+    if not summed and not guess.alone:
+        return
     if summed:
         message = (
             f"The first loss is {number(start)}, {number(ratio)} times ln {guess.classes:,} = "
@@ -101,7 +103,8 @@ def _is_sum(guess: Chance, ratio: float, limits: Limits) -> bool:
 def _severity(loss: Progress, guess: Chance, *, long: bool, summed: bool) -> Severity:
     if loss.failed:
         return Severity.ERROR if summed else Severity.WARNING
-    # Its fall was that of its confidence: a guess is still better.
+    # Its fall was that of a sum that began too high: a guess is still better. Too much confidence
+    # has a cause of its own, that does the harm.
     seen = loss.verdict in {LossVerdict.LEARNING, LossVerdict.CONVERGED, LossVerdict.UNKNOWN}
-    worse = loss.end > guess.loss * (guess.terms if summed else 1)
-    return Severity.WARNING if seen and worse and long else Severity.INFO
+    worse = loss.end > guess.loss * guess.terms
+    return Severity.WARNING if summed and seen and worse and long else Severity.INFO
