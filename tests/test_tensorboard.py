@@ -34,6 +34,8 @@ _ON_REQUEST = re.compile("user/|layer/|log10_gradient/|custom_scalars__config__"
 Tags: TypeAlias = dict[str, dict[str, Any]]
 Gradients: TypeAlias = list[NDArray[np.float64]]
 
+pytestmark = pytest.mark.usefixtures("pictures")
+
 
 class Server:
     """TensorBoard as a process, asked over HTTP."""
