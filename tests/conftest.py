@@ -8,6 +8,7 @@ import hypothesis
 import pytest
 
 from gradscope.reporters import tensorboard
+from tests.demo import Demo, demo_once
 
 # How long an example takes says nothing where others share the cores.
 hypothesis.settings.register_profile("gradscope", deadline=None)
@@ -41,6 +42,11 @@ def check_golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
         )
 
     return check
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
+    return demo_once(tmp_path_factory)
 
 
 _PICTURES = tensorboard.pictures
