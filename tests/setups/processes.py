@@ -10,9 +10,9 @@ import fcntl
 import importlib
 import os
 import pickle
+import signal
 import subprocess
 import sys
-import time
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
@@ -110,28 +110,47 @@ EVERYWHERE = [*devices(2), *devices(4)]
 
 def _run(modules: Sequence[str], size: int, folder: Path, device: str, timeout: float) -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    started = []
-    for rank in range(size):
-        arguments = [",".join(modules), str(rank), str(size), str(folder), device]
-        with (folder / f"output.{rank}").open("w") as output:
-            started.append(
-                subprocess.Popen(
-                    [sys.executable, "-m", "tests.setups.processes", *arguments],
-                    cwd=ROOT,
-                    env=environment,
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                )
-            )
-    deadline = time.monotonic() + timeout
-    try:
-        for process in started:
+    arguments = [",".join(modules), str(size), str(folder), device]
+    # In a session of their own: they are stopped together.
+    with subprocess.Popen(
+        [sys.executable, "-m", "tests.setups.processes", *arguments],
+        cwd=ROOT,
+        env=environment,
+        start_new_session=True,
+    ) as process:
+        try:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(max(deadline - time.monotonic(), 0.1))
-    finally:
-        for process in started:
-            process.kill()
-            process.wait()
+                process.wait(timeout)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def _fork(modules: Sequence[str], size: int, folder: Path, device: str) -> None:
+    """The processes, forked: what each would import takes longer than what it does."""
+    importlib.import_module("torch._dynamo")
+
+    _scenarios(modules, size)
+    pids = []
+    for rank in range(size):
+        pid = os.fork()
+        if not pid:
+            status = 1
+            try:
+                with (folder / f"output.{rank}").open("w") as output:
+                    os.dup2(output.fileno(), 1)
+                    os.dup2(output.fileno(), 2)
+                _serve(modules, rank, size, folder, device)
+                status = 0
+            except BaseException:  # noqa: BLE001  (said where the outcomes are read)
+                traceback.print_exc()
+            finally:
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(status)
+        pids.append(pid)
+    for pid in pids:
+        os.waitpid(pid, 0)
 
 
 def _outcome(folder: Path, name: str, rank: int) -> Outcome:
@@ -176,6 +195,6 @@ def _serve(modules: Sequence[str], rank: int, size: int, folder: Path, device: s
 
 if __name__ == "__main__":
     # As a module of its own name: what is pickled here is read elsewhere.
-    importlib.import_module("tests.setups.processes")._serve(
-        sys.argv[1].split(","), int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4]), sys.argv[5]
+    importlib.import_module("tests.setups.processes")._fork(
+        sys.argv[1].split(","), int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4]
     )
