@@ -89,19 +89,19 @@ def launcher(modules: Sequence[str], folders: pytest.TempPathFactory) -> Outcome
     shared = base.parent if base.name.startswith("popen-") else base
 
     def outcomes(size: int, device: str) -> tuple[dict[str, list[Outcome]], Path]:
-        folder = shared / f"processes-{size}-{device}"
+        folder = shared / f"{modules[0]}-{size}-{device}"
         return launch(modules, size, folder, device=device), folder
 
     return outcomes
 
 
-def devices(size: int) -> list[Any]:
+def devices(size: int, *marks: pytest.MarkDecorator) -> list[Any]:
     """The CPU, and as many GPUs as there are processes where there are so many."""
     there = torch.cuda.device_count()
     few = pytest.mark.skipif(there < size, reason=f"NCCL needs {size} GPUs; there are {there}")
     return [
-        pytest.param(size, "cpu", id=f"{size}"),
-        pytest.param(size, "cuda", id=f"{size}-gpu", marks=[pytest.mark.gpu, few]),
+        pytest.param(size, "cpu", id=f"{size}", marks=marks),
+        pytest.param(size, "cuda", id=f"{size}-gpu", marks=[*marks, pytest.mark.gpu, few]),
     ]
 
 
