@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test zoo browser format clean
+.PHONY: demo test test-slow zoo browser format clean
 
 demo: $(VENV)/demo-installed
 	$(BIN)/gradscope demo
@@ -16,6 +16,10 @@ test: $(VENV)/dev-installed browser
 	$(BIN)/lint-imports
 	# Whole files: what a file starts, as processes that train together, it starts once.
 	$(BIN)/pytest --numprocesses 2 --dist loadfile
+
+# What `make test` runs a part of: all repaired trainings, four processes that agree.
+test-slow: $(VENV)/dev-installed
+	$(BIN)/pytest --numprocesses 2 --dist loadfile -m slow
 
 # How often the right cause leads, over all of the zoo and five seeds: a night.
 zoo: $(VENV)/dev-installed

@@ -1,11 +1,14 @@
-"""What all tests share: golden files, one thread."""
+"""What all tests share: golden files, one thread, no pictures of every training."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hypothesis
 import pytest
+
+from gradscope.reporters import tensorboard
+from tests.demo import Demo, demo_once
 
 # How long an example takes says nothing where others share the cores.
 hypothesis.settings.register_profile("gradscope", deadline=None)
@@ -39,3 +42,31 @@ def check_golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
         )
 
     return check
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
+    return demo_once(tmp_path_factory)
+
+
+_PICTURES = tensorboard.pictures
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_pictures() -> Iterator[None]:
+    """TensorBoard's pictures, drawn as a scope closes, take ten times as long as a short training.
+
+    They are drawn where a test asks for `pictures`, and in programs of their own.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tensorboard, "pictures", lambda _: {})
+        yield
+
+
+@pytest.fixture(scope="module")
+def pictures(no_pictures: None) -> Iterator[None]:
+    """TensorBoard's pictures are drawn as for a user."""
+    del no_pictures
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tensorboard, "pictures", _PICTURES)
+        yield

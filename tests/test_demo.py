@@ -2,7 +2,6 @@
 
 import io
 import subprocess
-import sys
 from contextlib import redirect_stderr
 from pathlib import Path
 
@@ -11,19 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import gradscope
 from gradscope.cli import main
-
-
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    folder = tmp_path_factory.mktemp("demo") / "out"
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-m", "gradscope", "demo", "-o", str(folder)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return folder, done.stdout
+from tests.demo import Demo
 
 
 def codes(folder: Path, name: str) -> list[tuple[str, tuple[str, ...]]]:
@@ -33,7 +20,7 @@ def codes(folder: Path, name: str) -> list[tuple[str, tuple[str, ...]]]:
     return [(finding.code, finding.explained_by) for finding in report.findings]
 
 
-def test_verdicts(demo: tuple[Path, str]) -> None:
+def test_verdicts(demo: Demo) -> None:
     folder, _ = demo
     assert codes(folder, "sigmoid") == [("GS101", ())]
     assert codes(folder, "unscaled-relu")[:2] == [("GS104", ()), ("GS102", ("GS104",))]
@@ -41,7 +28,7 @@ def test_verdicts(demo: tuple[Path, str]) -> None:
     assert codes(folder, "residual") == []
 
 
-def test_what_it_prints(demo: tuple[Path, str]) -> None:
+def test_what_it_prints(demo: Demo) -> None:
     folder, printed = demo
     order = [
         printed.index(words)
@@ -58,7 +45,7 @@ def test_what_it_prints(demo: tuple[Path, str]) -> None:
         assert (folder / f"{name}.html").as_uri() in printed
 
 
-def test_what_it_says_to_type_works(demo: tuple[Path, str]) -> None:
+def test_what_it_says_to_type_works(demo: Demo) -> None:
     folder, printed = demo
     *_, tensorboard, side_by_side = printed.strip().splitlines()
     program = tensorboard.partition("--logdir")[0].strip()
@@ -69,7 +56,7 @@ def test_what_it_says_to_type_works(demo: tuple[Path, str]) -> None:
     assert (folder / "side-by-side.html").stat().st_size > 100_000
 
 
-def test_pages(demo: tuple[Path, str]) -> None:
+def test_pages(demo: Demo) -> None:
     folder, _ = demo
     for name, words in (
         ("sigmoid", "vanishing-gradient"),
@@ -81,7 +68,7 @@ def test_pages(demo: tuple[Path, str]) -> None:
         assert len(page) < 1_000_000
 
 
-def test_tensorboard_runs(demo: tuple[Path, str]) -> None:
+def test_tensorboard_runs(demo: Demo) -> None:
     folder, _ = demo
     events = EventAccumulator(str(folder / "sigmoid"), size_guidance={"scalars": 0, "tensors": 0})
     events.Reload()
@@ -98,7 +85,7 @@ def test_tensorboard_runs(demo: tuple[Path, str]) -> None:
 
 
 def test_report_of_a_recorded_run(
-    demo: tuple[Path, str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+    demo: Demo, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     folder, _ = demo
     out = tmp_path / "report.html"
@@ -116,7 +103,7 @@ def test_report_of_a_recorded_run(
     ],
 )
 def test_bad_input(
-    arguments: list[str], words: str, demo: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
+    arguments: list[str], words: str, demo: Demo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, _ = demo
     monkeypatch.chdir(folder)

@@ -1,8 +1,10 @@
-"""The examples run as programs, and the runs they leave hold what they promise."""
+"""The examples run, and the runs they leave hold what they promise."""
 
 import os
+import runpy
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +14,11 @@ import gradscope
 
 _EXAMPLES = Path(__file__).parents[1] / "examples"
 
-
-def run_example(name: str, log_dir: Path) -> tuple[str, gradscope.Run]:
-    return output_of(name, log_dir), gradscope.load(log_dir)
+OutputOf = Callable[[str, Path], str]
 
 
-def output_of(name: str, log_dir: Path) -> str:
+def program_of(name: str, log_dir: Path) -> str:
+    """What it prints as a program of its own."""
     done = subprocess.run(
         [sys.executable, "-W", "error", str(_EXAMPLES / name), str(log_dir)],
         capture_output=True,
@@ -27,6 +28,20 @@ def output_of(name: str, log_dir: Path) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+@pytest.fixture
+def output_of(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> OutputOf:
+    """What it prints when it runs here, which saves importing torch again."""
+
+    def run(name: str, log_dir: Path) -> str:
+        path = str(_EXAMPLES / name)
+        monkeypatch.setattr(sys, "argv", [path, str(log_dir)])
+        monkeypatch.setenv("COLUMNS", "100")
+        runpy.run_path(path, run_name="__main__")
+        return capsys.readouterr().out
+
+    return run
 
 
 def test_every_example_is_tested() -> None:
@@ -39,7 +54,7 @@ def test_every_example_is_tested() -> None:
 
 
 def test_plain_loop(tmp_path: Path) -> None:
-    printed, run = run_example("plain_loop.py", tmp_path)
+    printed, run = program_of("plain_loop.py", tmp_path), gradscope.load(tmp_path)
     assert "Healthy" in printed
     assert list(run.recorded_steps)[:10] == list(range(10))
     # However slow the machine: the next is at most three times as far.
@@ -51,8 +66,8 @@ def test_plain_loop(tmp_path: Path) -> None:
     assert after == pytest.approx(np.minimum(before, 1), rel=1e-3)
 
 
-def test_criterion(tmp_path: Path) -> None:
-    printed, run = run_example("criterion.py", tmp_path)
+def test_criterion(tmp_path: Path, output_of: OutputOf) -> None:
+    printed, run = output_of("criterion.py", tmp_path), gradscope.load(tmp_path)
     assert "Healthy" in printed
     assert run.signals.names == ("input", "output", "target")
     assert run.scalars["loss"][-1] < run.scalars["loss"][0]
@@ -62,8 +77,8 @@ def test_criterion(tmp_path: Path) -> None:
     assert run.scalars["learning_rate"] == pytest.approx(rate, abs=1e-9)
 
 
-def test_no_optimizer(tmp_path: Path) -> None:
-    printed, run = run_example("no_optimizer.py", tmp_path)
+def test_no_optimizer(tmp_path: Path, output_of: OutputOf) -> None:
+    printed, run = output_of("no_optimizer.py", tmp_path), gradscope.load(tmp_path)
     assert "Healthy" in printed
     assert len(run.recorded_steps) == 300
     # Plain descent: the update is the gradient times -0.001.
@@ -73,7 +88,7 @@ def test_no_optimizer(tmp_path: Path) -> None:
     )
 
 
-def test_looking(tmp_path: Path) -> None:
+def test_looking(tmp_path: Path, output_of: OutputOf) -> None:
     printed = output_of("looking.py", tmp_path)
     assert "gradscope report" in printed
     calm, wild = (gradscope.load(tmp_path / name) for name in ("0.1", "10"))

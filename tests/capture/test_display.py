@@ -28,6 +28,8 @@ from tests.capture.trainings import mlp_model, sgd, vectors
 TEXTS = ["gradscope/findings", "gradscope/worst_layers"]
 PICTURES = ["gradscope/gradient_by_depth", "gradscope/heatmap"]
 
+pytestmark = pytest.mark.usefixtures("pictures")
+
 
 @pytest.fixture(autouse=True)
 def seed() -> None:

@@ -1,6 +1,10 @@
 """Torn, damaged, foreign and missing logs: read as far as they go, and said what is left out."""
 
-from collections.abc import Callable
+import io
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -49,12 +53,56 @@ def test_fixture_is_what_this_file_says(event_file: Path, record_ends: Ends) -> 
     assert len([name for name, _ in cells(run) if name.startswith("histogram")]) == 2 * (1 + 2)
 
 
-def test_torn_tail_at_every_byte(event_file: Path, record_ends: Ends) -> None:
+# Length and its checksum before the data, a checksum behind them.
+_HEAD, _FOOT = 8 + 4, 4
+
+
+def telling(ends: list[int]) -> list[int]:
+    """Every byte around the data, and one in 16 within, which but for their checksum are alike."""
+    spans = [(begin + _HEAD, end - _FOOT) for begin, end in pairwise([0, *ends])]
+    within = {at for first, last in spans for at in range(first + 1, last - 1)}
+    return [at for at in range(ends[-1]) if at not in within or at % 16 == 0]
+
+
+def read(content: bytes) -> tuple[list[bytes], framing.Leftover]:
+    leftover = framing.Leftover()
+    return list(framing.records(io.BytesIO(content), leftover)), leftover
+
+
+def test_records_before_any_cut_are_read(event_file: Path, record_ends: Ends) -> None:
+    content = event_file.read_bytes()
+    ends = record_ends(content)
+    data = [content[begin + _HEAD : end - _FOOT] for begin, end in pairwise([0, *ends])]
+    for cut in range(len(content)):
+        complete = sum(end <= cut for end in ends)
+        left = cut - max([0, *ends[:complete]])
+        assert read(content[:cut]) == (data[:complete], framing.Leftover(left, 0)), f"byte {cut}"
+
+
+def test_records_beside_any_flipped_byte_are_read(event_file: Path, record_ends: Ends) -> None:
+    content = event_file.read_bytes()
+    ends = record_ends(content)
+    spans = list(pairwise([0, *ends]))
+    data = [content[begin + _HEAD : end - _FOOT] for begin, end in spans]
+    for at in range(len(content)):
+        damaged = bytearray(content)
+        damaged[at] ^= 0x10
+        hit = sum(end <= at for end in ends)
+        begin, _ = spans[hit]
+        if at < begin + _HEAD:
+            # Where the next record begins is not known any more.
+            expected = data[:hit], framing.Leftover(len(content) - begin, 0)
+        else:
+            expected = data[:hit] + data[hit + 1 :], framing.Leftover(0, 1)
+        assert read(bytes(damaged)) == expected, f"byte {at}"
+
+
+def test_torn_tail_anywhere(event_file: Path, record_ends: Ends) -> None:
     content = event_file.read_bytes()
     ends = record_ends(content)
     whole = cells(load(event_file.parent))
-    for cut in range(len(content)):
-        event_file.write_bytes(content[:cut])
+    for cut in reversed(telling(ends)):
+        os.truncate(event_file, cut)
         complete = sum(end <= cut for end in ends)
         if complete < _HEADER_RECORDS:
             with pytest.raises(LogError, match="no readable beginning"):
@@ -73,6 +121,22 @@ def test_torn_tail_at_every_byte(event_file: Path, record_ends: Ends) -> None:
             assert event_file.name in left_out
 
 
+@contextmanager
+def damaged(path: Path, at: int) -> Iterator[None]:
+    """One bit of the byte there is flipped."""
+
+    def flip() -> None:
+        with path.open("r+b") as file:
+            file.seek(at)
+            (byte,) = file.read(1)
+            file.seek(at)
+            file.write(bytes([byte ^ 0x10]))
+
+    flip()
+    yield
+    flip()
+
+
 def test_flipped_byte_anywhere_is_noticed_and_never_believed(
     event_file: Path, record_ends: Ends
 ) -> None:
@@ -80,16 +144,14 @@ def test_flipped_byte_anywhere_is_noticed_and_never_believed(
     ends = record_ends(content)
     whole = load(event_file.parent)
     expected = cells(whole)
-    for at in range(len(content)):
-        damaged = bytearray(content)
-        damaged[at] ^= 0x10
-        event_file.write_bytes(damaged)
-        try:
-            run = load(event_file.parent)
-        except LogError:
-            # Without the header nothing can be read.
-            assert at < ends[_HEADER_RECORDS - 1]
-            continue
+    for at in telling(ends):
+        with damaged(event_file, at):
+            try:
+                run = load(event_file.parent)
+            except LogError:
+                # Without the header nothing can be read.
+                assert at < ends[_HEADER_RECORDS - 1]
+                continue
         assert run.meta["left_out"] != [], f"byte {at}"
         # What is still read is what was written, under its own name.
         wrong = {key: v for key, v in cells(run).items() if expected.get(key) != v}

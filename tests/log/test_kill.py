@@ -18,6 +18,7 @@ from gradscope.log.reader import load
 PROGRAM = """
 import json, os, sys, time
 import torch
+import torch._dynamo
 from torch import nn
 from gradscope.capture.scope import watch
 
@@ -41,7 +42,8 @@ def train(folder, every, fast_steps, pause, where):
             time.sleep(seconds)
 
 torch.set_num_threads(1)
-# Forked, because importing torch takes longer than the rest.
+# Forked, because importing torch, and the compiler that its optimizers want, takes longer than
+# the rest.
 for arguments in json.loads(sys.argv[1]):
     child = os.fork()
     if not child:

@@ -32,5 +32,10 @@ def alone(tmp_path: Path) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Outcomes:
     """Of all that several processes go through, once: so many, on such a device."""
-    modules = (distributed_scenarios.__name__, agreement_scenarios.__name__)
-    return launcher(modules, tmp_path_factory)
+    return launcher([distributed_scenarios.__name__], tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def agreements(tmp_path_factory: pytest.TempPathFactory) -> Outcomes:
+    """Of what they must agree on."""
+    return launcher([agreement_scenarios.__name__], tmp_path_factory)

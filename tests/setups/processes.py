@@ -10,9 +10,9 @@ import fcntl
 import importlib
 import os
 import pickle
+import signal
 import subprocess
 import sys
-import time
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
@@ -20,10 +20,13 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 import torch.distributed as dist
+
+from gradscope.reporters import tensorboard
 
 ROOT = Path(__file__).parents[2]
 
@@ -86,19 +89,19 @@ def launcher(modules: Sequence[str], folders: pytest.TempPathFactory) -> Outcome
     shared = base.parent if base.name.startswith("popen-") else base
 
     def outcomes(size: int, device: str) -> tuple[dict[str, list[Outcome]], Path]:
-        folder = shared / f"processes-{size}-{device}"
+        folder = shared / f"{modules[0]}-{size}-{device}"
         return launch(modules, size, folder, device=device), folder
 
     return outcomes
 
 
-def devices(size: int) -> list[Any]:
+def devices(size: int, *marks: pytest.MarkDecorator) -> list[Any]:
     """The CPU, and as many GPUs as there are processes where there are so many."""
     there = torch.cuda.device_count()
     few = pytest.mark.skipif(there < size, reason=f"NCCL needs {size} GPUs; there are {there}")
     return [
-        pytest.param(size, "cpu", id=f"{size}"),
-        pytest.param(size, "cuda", id=f"{size}-gpu", marks=[pytest.mark.gpu, few]),
+        pytest.param(size, "cpu", id=f"{size}", marks=marks),
+        pytest.param(size, "cuda", id=f"{size}-gpu", marks=[*marks, pytest.mark.gpu, few]),
     ]
 
 
@@ -107,28 +110,47 @@ EVERYWHERE = [*devices(2), *devices(4)]
 
 def _run(modules: Sequence[str], size: int, folder: Path, device: str, timeout: float) -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    started = []
-    for rank in range(size):
-        arguments = [",".join(modules), str(rank), str(size), str(folder), device]
-        with (folder / f"output.{rank}").open("w") as output:
-            started.append(
-                subprocess.Popen(
-                    [sys.executable, "-m", "tests.setups.processes", *arguments],
-                    cwd=ROOT,
-                    env=environment,
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                )
-            )
-    deadline = time.monotonic() + timeout
-    try:
-        for process in started:
+    arguments = [",".join(modules), str(size), str(folder), device]
+    # In a session of their own: they are stopped together.
+    with subprocess.Popen(
+        [sys.executable, "-m", "tests.setups.processes", *arguments],
+        cwd=ROOT,
+        env=environment,
+        start_new_session=True,
+    ) as process:
+        try:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(max(deadline - time.monotonic(), 0.1))
-    finally:
-        for process in started:
-            process.kill()
-            process.wait()
+                process.wait(timeout)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def _fork(modules: Sequence[str], size: int, folder: Path, device: str) -> None:
+    """The processes, forked: what each would import takes longer than what it does."""
+    importlib.import_module("torch._dynamo")
+
+    _scenarios(modules, size)
+    pids = []
+    for rank in range(size):
+        pid = os.fork()
+        if not pid:
+            status = 1
+            try:
+                with (folder / f"output.{rank}").open("w") as output:
+                    os.dup2(output.fileno(), 1)
+                    os.dup2(output.fileno(), 2)
+                _serve(modules, rank, size, folder, device)
+                status = 0
+            except BaseException:  # noqa: BLE001  (said where the outcomes are read)
+                traceback.print_exc()
+            finally:
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(status)
+        pids.append(pid)
+    for pid in pids:
+        os.waitpid(pid, 0)
 
 
 def _outcome(folder: Path, name: str, rank: int) -> Outcome:
@@ -160,7 +182,8 @@ def _serve(modules: Sequence[str], rank: int, size: int, folder: Path, device: s
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             try:
-                outcome.result = scenario(Place(rank, size, folder / name, device))
+                with mock.patch.object(tensorboard, "pictures", return_value={}):
+                    outcome.result = scenario(Place(rank, size, folder / name, device))
             except Exception:  # noqa: BLE001  (it is the result)
                 outcome.error = traceback.format_exc()
         outcome.warned = [str(w.message) for w in caught if "gradscope" in str(w.message)]
@@ -172,6 +195,6 @@ def _serve(modules: Sequence[str], rank: int, size: int, folder: Path, device: s
 
 if __name__ == "__main__":
     # As a module of its own name: what is pickled here is read elsewhere.
-    importlib.import_module("tests.setups.processes")._serve(
-        sys.argv[1].split(","), int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4]), sys.argv[5]
+    importlib.import_module("tests.setups.processes")._fork(
+        sys.argv[1].split(","), int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4]
     )

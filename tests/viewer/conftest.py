@@ -5,7 +5,7 @@ import pytest
 from playwright.sync_api import Browser
 
 from gradscope.analysis.report import Report
-from gradscope.reporters.html import render_side_by_side
+from gradscope.reporters import html
 from tests.viewer.browser import Opened, chromium, opened
 
 
@@ -16,13 +16,21 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture
-def open_page(browser: Browser, tmp_path: Path) -> Iterator[Callable[..., Opened]]:
-    """Write the reports as one page, and open it."""
+def open_page(
+    browser: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., Opened]]:
+    """Write the reports as one page, and open it.
+
+    static: with the pictures for print, which take longer than all else.
+    """
     made: list[Opened] = []
 
-    def open_(*reports: Report, **options: object) -> Opened:
+    def open_(*reports: Report, static: bool = False, **options: object) -> Opened:
         path = tmp_path / f"{len(made)}.html"
-        path.write_text(render_side_by_side(reports), encoding="utf-8")
+        with monkeypatch.context() as patch:
+            if not static:
+                patch.setattr(html, "pictures", lambda _: {})
+            path.write_text(html.render_side_by_side(reports), encoding="utf-8")
         made.append(opened(browser, path, **options))  # type: ignore[arg-type]
         return made[-1]
 

@@ -11,6 +11,7 @@ from gradscope.analysis.analyzer import analyze
 from gradscope.analysis.report import Report
 from gradscope.log.reader import load
 from gradscope.reporters.html import HtmlReporter
+from tests.demo import Demo, runs_of
 from tests.reporters.samples import HOSTILE, empty_run, finding, report_of, run_of, sick_report
 from tests.viewer.browser import Opened, opened
 from tests.viewer.runs import marked_report, noise, whole_run
@@ -44,7 +45,7 @@ EDGES: dict[str, Callable[[], Report]] = {
 
 @pytest.mark.parametrize("make", EDGES.values(), ids=EDGES)
 def test_a_page_is_quiet_and_asks_for_nothing(make: Callable[[], Report], open_page: Open) -> None:
-    page = open_page(make())
+    page = open_page(make(), static=True)
     assert page.complaints == []
     assert len(page.requests) == 1
     assert page.page.locator("h1").inner_text().strip()
@@ -75,17 +76,8 @@ def test_200_layers_by_2000_steps_are_small_and_whole(browser: Browser, tmp_path
     page.page.context.close()
 
 
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from gradscope.demo import run_demo
-
-    folder = tmp_path_factory.mktemp("demo") / "runs"
-    run_demo(folder)
-    return folder
-
-
-def test_the_demos_pages_open(demo: Path, browser: Browser) -> None:
-    pages = sorted(demo.glob("*.html"))
+def test_the_demos_pages_open(demo: Demo, browser: Browser) -> None:
+    pages = [Path(f"{folder}.html") for folder in runs_of(demo)]
     assert len(pages) == 3
     for path in pages:
         page = opened(browser, path)
@@ -100,8 +92,8 @@ def test_the_demos_pages_open(demo: Path, browser: Browser) -> None:
         page.page.context.close()
 
 
-def test_the_demos_runs_side_by_side(demo: Path, open_page: Open) -> None:
-    folders = sorted(path for path in demo.iterdir() if path.is_dir())
+def test_the_demos_runs_side_by_side(demo: Demo, open_page: Open) -> None:
+    folders = runs_of(demo)
     page = open_page(*(analyze(load(folder)) for folder in folders))
     assert page.complaints == []
     for view in ("profile", "heatmap", "ridgelines", "tree"):
@@ -113,7 +105,7 @@ def test_hostile_names_are_shown_and_not_run(open_page: Open) -> None:
     names = [HOSTILE, "<img src=x onerror=alert(1)>", "`${alert(2)}`", "__proto__", "constructor"]
     run = whole_run(noise(20, 5), names=names, folder=HOSTILE)
     report = report_of(run, finding(layer=HOSTILE, message=HOSTILE))
-    page = open_page(report, report)
+    page = open_page(report, report, static=True)
     assert page.complaints == []
     assert len(page.requests) == 1
     assert page.page.locator("img:not(.static img)").count() == 0
@@ -127,7 +119,7 @@ def test_hostile_names_are_shown_and_not_run(open_page: Open) -> None:
 
 
 def test_print_shows_the_static_pictures(open_page: Open) -> None:
-    page = open_page(marked_report(whole_run(noise(30, 6))))
+    page = open_page(marked_report(whole_run(noise(30, 6))), static=True)
     static = page.page.locator(".static img")
     assert static.count() == 3
     assert not any(picture.is_visible() for picture in static.all())
@@ -138,7 +130,7 @@ def test_print_shows_the_static_pictures(open_page: Open) -> None:
 
 
 def test_without_script_the_static_pictures_are_there(open_page: Open) -> None:
-    page = open_page(marked_report(whole_run(noise(30, 6))), scripts=False)
+    page = open_page(marked_report(whole_run(noise(30, 6))), static=True, scripts=False)
     assert all(picture.is_visible() for picture in page.page.locator(".static img").all())
     assert page.page.locator("canvas").count() == 0
     assert not page.page.locator('[data-view="tree"]').is_visible()
