@@ -8,6 +8,8 @@ from tests.zoo.programs import (
     numerics,
     optimizer,
     output,
+    real_images,
+    real_text,
     representation,
     sound_loops,
     sound_nets,
@@ -27,7 +29,11 @@ ALL: tuple[Faulty | Healthy, ...] = (
     *sound_nets.CASES,
     *sound_loops.CASES,
     *sound_objectives.CASES,
+    *real_text.CASES,
+    *real_images.CASES,
 )
 
 FAULTY = {case.name: case for case in ALL if isinstance(case, Faulty)}
 HEALTHY = {case.name: case for case in ALL if isinstance(case, Healthy)}
+# Ten seconds each, and from other libraries: not for every run of the tests.
+SLOW = {case.name for case in (*real_text.CASES, *real_images.CASES)}
