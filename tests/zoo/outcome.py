@@ -155,8 +155,9 @@ LEARNED: dict[str, Criterion] = {
     "mixtral_on_text": ends(most=2.92),
     "t5_on_text": ends(most=2.92),
     "lstm_on_text": ends(most=2.92),
-    # A class token learns slowly where to look.
+    # Attention learns slowly where to look.
     "vit_on_digits": left(most=0.6),
+    "swin_on_digits": left(most=0.6),
     "vit_with_softmax": left(most=0.6),
     # Stopped before its faulty twin has grown out of it.
     "bottleneck_of_a_thousandth": left(most=0.6),
