@@ -20,6 +20,8 @@ def median(values: Numbers, axis: int) -> F64:
     """The median of what was measured; NaN where nothing was."""
     wide = values.astype(np.float64)
     known = measured(wide).any(axis=axis)
+    if not values.shape[axis]:
+        return np.full(known.shape, np.nan)
     # An all-NaN slice is a fact here, not a mistake: it must not warn.
     filled = np.where(np.expand_dims(known, axis), wide, 0.0)
     result: F64 = np.where(known, np.nanmedian(filled, axis=axis), np.nan)
