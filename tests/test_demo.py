@@ -15,16 +15,17 @@ from tests.demo import Demo
 
 def codes(folder: Path, name: str) -> list[tuple[str, tuple[str, ...]]]:
     report = gradscope.analyze(gradscope.load(folder / name))
-    # The norm of one that overflows at once is hardly known.
-    assert {skip.code for skip in report.skipped} <= {"GS204"}
+    assert not [skip for skip in report.skipped if skip.reason.startswith("failed")]
     return [(finding.code, finding.explained_by) for finding in report.findings]
 
 
 def test_verdicts(demo: Demo) -> None:
     folder, _ = demo
-    assert codes(folder, "sigmoid") == [("GS101", ())]
-    assert codes(folder, "unscaled-relu")[:2] == [("GS104", ()), ("GS102", ("GS104",))]
-    assert all("GS104" in causes for _, causes in codes(folder, "unscaled-relu")[1:])
+    for name, root in (("sigmoid", "GS101"), ("unscaled-relu", "GS104")):
+        (first, *others) = codes(folder, name)
+        assert first == (root, ())
+        assert all(root in causes for _, causes in others)
+    assert ("GS102", ("GS104",)) in codes(folder, "unscaled-relu")
     assert codes(folder, "residual") == []
 
 

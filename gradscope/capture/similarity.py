@@ -53,7 +53,8 @@ class OutputSimilarity:
 
 def _is_single(module: nn.Module, output: Tensor) -> bool:
     """Whether it is a convolution's output for one sample without a batch's dimension."""
-    weight = getattr(module, "weight", None)
-    if module_group(module) != "convolution" or not isinstance(weight, Tensor):
+    # Not by its weight: that may be computed anew for whoever looks.
+    kernel = getattr(module, "kernel_size", None)
+    if module_group(module) != "convolution" or not isinstance(kernel, tuple):
         return False
-    return output.dim() < weight.dim()
+    return output.dim() < len(kernel) + 2

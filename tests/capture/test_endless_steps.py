@@ -17,9 +17,9 @@ from tests.capture.reference import described, prefixed, wide
 from tests.capture.trainings import mlp_model, sgd, vectors
 
 FORWARDS = 60
-# Of a forward: six outputs, and two rows each of the input and the output; of a backward: six
-# gradients.
-ROWS, GRADIENTS = 10, 6
+# Of a forward: six outputs, how alike each is for two samples, and two rows each of the input and
+# the output; of a backward: six gradients.
+ROWS, GRADIENTS = 16, 6
 
 
 @pytest.fixture
