@@ -44,6 +44,8 @@ EXPLAINS: dict[str, tuple[str, ...]] = {
     # Sizes far from 1, that each layer or the loss multiplies the signal with.
     "GS602": ("GS603", *_QUIET, *_WILD, "GS201"),
     "GS601": ("GS603", *_QUIET, *_WILD, "GS201"),
+    # A scale of the weights that each layer multiplies the signal with.
+    "GS104": ("GS603", "GS106", "GS107", *_QUIET, *_WILD),
     # A loss that is summed is a learning rate that is multiplied; one that starts far off pulls
     # that much harder.
     "GS603": (*_WILD, "GS204", "GS201"),
@@ -53,8 +55,6 @@ EXPLAINS: dict[str, tuple[str, ...]] = {
     "GS007": _WILD,
     # Copies of one unit are one unit.
     "GS105": ("GS310", "GS303", "GS103", "GS101", "GS003"),
-    # A scale of the weights that each layer multiplies the signal with.
-    "GS104": ("GS603", "GS106", "GS107", *_QUIET, *_WILD),
     # Steps that are not the gradient's.
     "GS403": _QUIET,
     "GS208": ("GS402", "GS005"),
