@@ -11,6 +11,7 @@ from gradscope.record import Run, StepArray
 # Of the steps so many; a level is the median of so many losses.
 _MOST = 0.8
 _LEVEL = 5
+_QUARTERS = 4
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -18,14 +19,16 @@ class Promises:
     """The steps from the first on of which most were small, and recorded one after the other.
 
     By the first order of Taylor's series they lower the loss by `fall` in all; its level changed
-    by `change`; `chance` is the deviation of a single loss. `turn` is the typical cosine of a
-    gradient with that before it: below zero where steps overshoot.
+    by `change`; `chance` is the deviation of a single loss. `shares` is change over fall, negative
+    where the loss fell, in each quarter of the steps. `turn` is the typical cosine of a gradient
+    with that before it: below zero where steps overshoot.
     """
 
     steps: StepArray
     fall: float
     change: float
     chance: float
+    shares: F64
     turn: float
 
 
@@ -56,5 +59,16 @@ def promises(run: Run, small: float) -> Promises:
         -float(promised[:stop][judged].sum()),
         float(change),
         noise(losses[np.isfinite(losses)]),
+        _shares(known, np.where(judged, -promised[:stop], 0.0)),
         float(np.median(turns)) if turns.size else np.nan,
     )
+
+
+def _shares(levels: F64, falls: F64) -> F64:
+    """The change of the level over the fall that was promised, by quarters."""
+    parts = np.array_split(levels, _QUARTERS)
+    changes = [np.median(p[-_LEVEL:]) - np.median(p[:_LEVEL]) if p.size else np.nan for p in parts]
+    promised = [part.sum() for part in np.array_split(falls, _QUARTERS)]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        shares: F64 = np.array(changes) / np.array(promised)
+    return shares

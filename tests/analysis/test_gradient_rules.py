@@ -1,6 +1,7 @@
 """GS006 and GS007 on runs with a known diagnosis."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -278,6 +279,12 @@ class TestNegatedLoss:
         promised = 99 * 4 * (1e-3 * 2**0.5 * 8) * 0.1
         assert f"should have lowered the loss by {promised:.3g}" in found.message
         assert "(-loss).backward()" in found.remedies[0]
+
+    def test_a_rise_at_once_has_another_cause(self) -> None:
+        run = self.run(2.3)
+        losses = run.scalars["loss"] + np.where(run.steps < 60, 0.0, 0.5)
+        run = replace(run, scalars={**run.scalars, "loss": losses})
+        assert said(run, gradient_ascent) is None
 
     @pytest.mark.parametrize(
         ("end", "turn", "moved"),

@@ -43,6 +43,8 @@ class Limits:
 _HALF = 0.5
 # Fewer small steps are chance, as is a rise within so many deviations of the loss's noise.
 _MIN_SMALL = 5
+# In so many of four quarters it has to rise.
+_QUARTERS = 3
 _CLEAR = 5.0
 
 
@@ -140,6 +142,9 @@ def _of_promises(run: Run, loss: Progress, limits: Limits) -> Iterator[Finding]:
     if len(found.steps) < _MIN_SMALL or not found.turn > limits.along:
         return
     if found.change < max(limits.raised * found.fall, _CLEAR * found.chance):
+        return
+    # Not at once, as where the task or a layer is another from some step on.
+    if (found.shares >= limits.raised).sum() < _QUARTERS:
         return
     yield gradient_ascent.finding(
         Severity.ERROR,
