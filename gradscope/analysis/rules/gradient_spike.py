@@ -218,6 +218,8 @@ def _shift(run: Run, curve: Losses | None, step: int, limits: Limits) -> float |
     windows = np.lib.stride_tricks.sliding_window_view(after, _LEAST_AFTER)
     lowest = windows[int(np.argmin(np.median(windows, axis=1)))]
     rise, error = _rise(before, lowest)
+    # Of batches of one the losses scatter after it as they may have before.
+    error = max(error, _rise(lowest, before)[1])
     lasting = rise > _CLEAR * error and rise >= limits.min_shift * loss.start
     # What is next to nothing still is.
     lasting &= float(np.median(lowest)) > limits.solved * loss.start
