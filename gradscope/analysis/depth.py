@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gradscope.analysis.finding import Evidence
+from gradscope.analysis.once import once
 from gradscope.analysis.robust import F64, Bools, measured, median
 from gradscope.analysis.rule import UnjudgedError
 from gradscope.analysis.words import count
@@ -125,6 +126,7 @@ def change_along_depth(change: float, steps: StepArray, limit: float) -> Evidenc
     return Evidence(quantity, None, int(steps[0]), int(steps[-1]), change, limit)
 
 
+@once
 def depth_profile(run: Run) -> DepthProfile:
     """The profile. Raises UnjudgedError where there are too few layers or no clean step."""
     table = run.modules

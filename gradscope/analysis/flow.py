@@ -3,12 +3,12 @@
 Which nodes multiply activations with weights, what lies between them, and who takes what in.
 """
 
-import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from gradscope.analysis.graph import PARAMETER, VIEWS, recorded_graph
 from gradscope.analysis.rule import UnjudgedError
 from gradscope.record import Run
 
@@ -30,30 +30,19 @@ _FACTORS = {
 # What they return depends on the data also where only weights go in.
 _LOOKUPS = frozenset({"Embedding", "EmbeddingBag", "Gather", "Index", "IndexSelect"})
 # They move entries about, and leave each as it is.
-MOVES = frozenset(
+MOVES = VIEWS | frozenset(
     {
-        "Alias",
         "AsStrided",
-        "Clone",
         "Copy",
         "Expand",
         "Flip",
-        "Permute",
         "Repeat",
-        "ReshapeAlias",
         "Roll",
         "Select",
         "Slice",
         "Split",
         "SplitWithSizes",
-        "Squeeze",
-        "T",
-        "ToCopy",
-        "Transpose",
         "Unbind",
-        "UnsafeView",
-        "Unsqueeze",
-        "View",
     }
 )
 # Linear in all their inputs together; batch norm is at evaluation, dropout in the mean.
@@ -62,7 +51,7 @@ _LINEAR = (
     | _LOOKUPS
     | frozenset(
         {
-            "AccumulateGrad",
+            PARAMETER,
             "AdaptiveAvgPool2D",
             "AdaptiveAvgPool3D",
             "Add",
@@ -140,7 +129,7 @@ class Flow:
         for node in self._sources_first:
             inputs = self.inputs[node]
             known = [source for source in inputs if source >= 0]
-            if self.ops[node] == "AccumulateGrad":
+            if self.ops[node] == PARAMETER:
                 found.add(node)
             elif known and self.ops[node] not in _LOOKUPS and found.issuperset(known):
                 shapes = [self.shapes[source] for source in known]
@@ -223,20 +212,16 @@ class Flow:
 
 def flow(run: Run) -> Flow:
     """The graph. Raises UnjudgedError where it was not recorded, or only in part."""
-    known = run.meta.get("graph")
-    if not isinstance(known, Mapping) or not known.get("nodes"):
-        message = "the autograd graph was not recorded"
-        raise UnjudgedError(message)
-    if known.get("truncated"):
+    graph = recorded_graph(run)
+    if run.meta["graph"].get("truncated"):
         message = "the autograd graph is too large: only a part of it was recorded"
         raise UnjudgedError(message)
-    nodes = known["nodes"]
     return Flow(
-        ops=tuple(_op(node["op"]) for node in nodes),
-        inputs=tuple(tuple(node["inputs"]) for node in nodes),
-        shapes=tuple(_first_shape(node.get("shapes")) for node in nodes),
-        saved=tuple(node.get("saved") or {} for node in nodes),
-        output=known.get("output"),
+        ops=tuple(node.op for node in graph.nodes),
+        inputs=tuple(node.inputs for node in graph.nodes),
+        shapes=tuple(node.shape for node in graph.nodes),
+        saved=tuple(node.saved for node in graph.nodes),
+        output=graph.output,
     )
 
 
@@ -252,11 +237,3 @@ def operations_of_the_loss(run: Run) -> Iterator[tuple[str, Mapping[str, Any]]]:
     until = set() if graph.output is None else {graph.output}
     for node in sorted(graph.behind([0], until) - until):
         yield graph.ops[node], graph.saved[node]
-
-
-def _op(name: str) -> str:
-    return re.sub(r"Backward\d*$", "", name.rpartition("::")[2])
-
-
-def _first_shape(shapes: Any) -> tuple[int, ...] | None:
-    return tuple(shapes[0]) if shapes and shapes[0] is not None else None

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from gradscope.analysis.once import once
 from gradscope.analysis.rule import UnjudgedError
 from gradscope.record import Run
 
@@ -106,7 +107,7 @@ class Node:
 
 @dataclass(frozen=True, eq=False)
 class Graph:
-    """Node 0 made the loss; `output` is the node that made the model's output, if it is known."""
+    """Node 0 is the root; `output` is the node that made the model's output, if it is known."""
 
     nodes: tuple[Node, ...]
     output: int | None
@@ -176,13 +177,24 @@ class Graph:
 
 
 def loss_graph(run: Run) -> Graph:
-    """The graph of the first recorded step's loss. Raises UnjudgedError where there is none.
-
-    What is odd in it is left out: rules then see less, not wrong.
-    """
+    """The graph of the first recorded step's loss. Raises UnjudgedError where there is none."""
     given = run.meta.get("graph")
     if not isinstance(given, Mapping) or given.get("root", "loss") != "loss":
         message = "the autograd graph of the loss was not recorded"
+        raise UnjudgedError(message)
+    return recorded_graph(run)
+
+
+@once
+def recorded_graph(run: Run) -> Graph:
+    """The graph of the first recorded step, of its loss or else of an output.
+
+    What is odd in it is left out: rules then see less, not wrong. Raises UnjudgedError where there
+    is none.
+    """
+    given = run.meta.get("graph")
+    if not isinstance(given, Mapping):
+        message = "the autograd graph was not recorded"
         raise UnjudgedError(message)
     listed = given.get("nodes")
     nodes = listed if isinstance(listed, list | tuple) else ()

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from gradscope.analysis.chance import of_a_guess
 from gradscope.analysis.finding import Severity
+from gradscope.analysis.once import once
 from gradscope.analysis.robust import measured, median, noise
 from gradscope.analysis.words import number
 from gradscope.record import Run
@@ -92,6 +93,7 @@ _GUESSES = 0.97
 _TOO_NOISY = 0.1
 
 
+@once
 def progress(run: Run) -> Progress:
     """What the loss says."""
     loss = run.scalars["loss"].astype(np.float64)

@@ -1,6 +1,5 @@
 """The loss as a curve, and what its course can be a witness of."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,6 +7,7 @@ import numpy as np
 from gradscope.analysis.chance import of_a_guess
 from gradscope.analysis.finding import Severity
 from gradscope.analysis.layers import ROOT
+from gradscope.analysis.optimizers import optimizers
 from gradscope.analysis.robust import F64, at_last, noise
 from gradscope.analysis.rule import UnjudgedError
 from gradscope.analysis.words import count
@@ -90,9 +90,7 @@ def at_most(run: Run, level: Severity) -> Severity:
     Of several optimizers each may have a loss of its own, against the others': as in a GAN,
     where that of the one that is losing rises.
     """
-    coverage = run.meta.get("coverage")
-    optimizers = coverage.get("optimizers", ()) if isinstance(coverage, Mapping) else ()
-    return Severity.INFO if len(optimizers) >= _SEVERAL else level
+    return Severity.INFO if len(optimizers(run)) >= _SEVERAL else level
 
 
 def is_learned_already(run: Run) -> bool:

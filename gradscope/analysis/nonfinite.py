@@ -4,6 +4,7 @@ import numpy as np
 
 from gradscope.analysis.flow import operations_of_the_loss
 from gradscope.analysis.robust import F64, Bools, measured
+from gradscope.analysis.signals import signal
 from gradscope.analysis.words import count, listed, number
 from gradscope.record import Run, Table
 
@@ -46,11 +47,10 @@ def inner_first(modules: Table, index: int) -> tuple[bool, int]:
 
 def nonfinite_inputs(run: Run, step: int) -> float:
     """How many entries of the model's input were NaN or infinite at the step."""
-    signals = run.signals
-    if "input" not in signals.names or step not in signals.steps:
+    given = signal(run, "input")
+    if given is None:
         return 0.0
-    at = int(np.searchsorted(signals.steps, step))
-    return float(np.nan_to_num(signals["nonfinite"][at, signals.names.index("input")]))
+    return float(np.nan_to_num(given["nonfinite"][given.steps == step]).sum())
 
 
 def earliest(table: Table, row: int) -> int:

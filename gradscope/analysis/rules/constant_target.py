@@ -1,10 +1,11 @@
 """GS606 constant-target."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from gradscope.analysis.finding import Evidence, Finding, Severity
 from gradscope.analysis.graph import LIKELIHOODS, loss_graph
+from gradscope.analysis.optimizers import optimizers
 from gradscope.analysis.robust import measured
 from gradscope.analysis.rule import UnjudgedError, rule
 from gradscope.analysis.signals import signal
@@ -88,9 +89,7 @@ def constant_target(run: Run, limits: Limits) -> Iterator[Finding]:
 
 
 def _takes_turns(run: Run) -> bool:
-    coverage = run.meta.get("coverage")
-    optimizers = coverage.get("optimizers", ()) if isinstance(coverage, Mapping) else ()
-    return len(optimizers) > 1
+    return len(optimizers(run)) > 1
 
 
 def _is_classification(run: Run) -> bool:

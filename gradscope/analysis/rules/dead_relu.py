@@ -8,8 +8,9 @@ import numpy as np
 
 from gradscope.analysis.finding import Evidence, Finding, Severity
 from gradscope.analysis.harm import progress, stuck_before
+from gradscope.analysis.lasting import lasting
 from gradscope.analysis.layers import activations, module_of
-from gradscope.analysis.robust import F64, Bools, at_last, measured, since
+from gradscope.analysis.robust import Bools, at_last, measured
 from gradscope.analysis.rule import UnjudgedError, rule
 from gradscope.analysis.updates import held_weights, updates
 from gradscope.analysis.words import count, layer_in_words, number, share
@@ -124,15 +125,18 @@ def _layers(run: Run, limits: Limits) -> Iterator[_Layer]:
         known = np.flatnonzero(measured(dead[:, column]))
         if not known.size:
             continue
-        values: F64 = dead[known, column]
-        begin = since(values >= limits.share)
-        needed = max(limits.min_steps, limits.min_share_of_steps * known.size)
-        if known.size - begin < needed:
+        begin = lasting(
+            dead[:, column],
+            dead[:, column] >= limits.share,
+            least=limits.min_steps,
+            share=limits.min_share_of_steps,
+        )
+        if begin is None:
             continue
         # The first measurement waits for as many samples as make a unit dead: what is dead then
         # fell silent that much earlier.
-        onset = max(0, int(known[begin]) - int(known[0]))
-        yield _Layer(table.entities[column], onset, float(values[-1]))
+        onset = max(0, begin - int(known[0]))
+        yield _Layer(table.entities[column], onset, float(dead[known[-1], column]))
 
 
 def _nothing_behind(run: Run, layer: _Layer) -> bool:

@@ -10,6 +10,7 @@ import numpy as np
 from gradscope.analysis.finding import Evidence, Finding, Severity
 from gradscope.analysis.harm import LossVerdict, Progress, progress
 from gradscope.analysis.layers import module_of
+from gradscope.analysis.optimizers import optimizers, rates_when_recorded
 from gradscope.analysis.robust import F64, Bools, measured
 from gradscope.analysis.rule import UnjudgedError, rule
 from gradscope.analysis.updates import held_weights
@@ -213,10 +214,9 @@ def _intended(run: Run) -> F64:
     what did move is known of all.
     """
     table = run.parameters
-    at = np.searchsorted(run.steps, table.steps)
-    rate = run.scalars["learning_rate"].astype(np.float64)[at][:, None]
+    rate = rates_when_recorded(run)[:, None]
     size = table["weight_rms"].astype(np.float64)
-    kinds = [str(one.get("type", "")) for one in _optimizers(run)]
+    kinds = [one.type for one in optimizers(run)]
     step = np.full(size.shape, np.nan)
     if kinds and all("Adam" in kind or kind in {"Lion", "Adan", "LAMB"} for kind in kinds):
         step = np.broadcast_to(rate, size.shape)
@@ -226,9 +226,3 @@ def _intended(run: Run) -> F64:
         meant = np.fmax(step / size, table["update_ratio"].astype(np.float64))
     result: F64 = np.nan_to_num(meant, posinf=0.0)
     return result
-
-
-def _optimizers(run: Run) -> list[Mapping[str, Any]]:
-    coverage = run.meta.get("coverage")
-    known = coverage.get("optimizers", ()) if isinstance(coverage, Mapping) else ()
-    return [one for one in known if isinstance(one, Mapping)]

@@ -8,8 +8,9 @@ import numpy as np
 from gradscope.analysis.finding import Evidence, Finding, Severity
 from gradscope.analysis.harm import LossVerdict, progress
 from gradscope.analysis.losses import at_most, losses
-from gradscope.analysis.robust import F64, median
+from gradscope.analysis.robust import F64, measured
 from gradscope.analysis.rule import UnjudgedError, rule
+from gradscope.analysis.signals import signal
 from gradscope.analysis.words import number, share
 from gradscope.record import Run
 
@@ -132,11 +133,12 @@ def _rises(run: Run, since: int) -> bool:
 
 def _has_one_batch(run: Run, since: int) -> bool:
     """Whether the input is known to have been the same at each step of this part, undisturbed."""
-    table = run.signals
-    if "input" not in table.names or run.meta.get("dropout"):
+    given = signal(run, "input")
+    if given is None or run.meta.get("dropout"):
         return False
-    repeated = table["repeated"][table.steps >= since, table.names.index("input")]
-    return bool(median(repeated[:, None], axis=0)[0] == 1 and np.nanmin(repeated) == 1)
+    repeated = given["repeated"][given.steps >= since]
+    known = repeated[measured(repeated)]
+    return bool(known.size and (known == 1).all())
 
 
 def _remedies(run: Run, since: int) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from gradscope.analysis.harm import progress
 from gradscope.analysis.optimizers import optimizers
 from gradscope.analysis.robust import F64, measured, since
 from gradscope.analysis.rule import UnjudgedError, rule
+from gradscope.analysis.signals import signal
 from gradscope.analysis.words import count
 from gradscope.record import Run
 
@@ -104,10 +105,8 @@ def repeated_batch(run: Run, limits: Limits) -> Iterator[Finding]:
 
 def _pairs(run: Run, name: str) -> F64:
     """Per recorded step: whether the signal is that of the step before; NaN: not known."""
-    table = run.signals
-    if name not in table.names:
-        return np.full(len(table.steps), np.nan)
-    return table["repeated"][:, table.names.index(name)].astype(np.float64)
+    found = signal(run, name)
+    return np.full(len(run.signals.steps), np.nan) if found is None else found["repeated"]
 
 
 def _batch_size(run: Run) -> int:

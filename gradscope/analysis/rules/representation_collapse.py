@@ -10,8 +10,9 @@ from gradscope.analysis.graph import BINARY, LIKELIHOODS, loss_graph
 from gradscope.analysis.harm import Progress, progress
 from gradscope.analysis.lasting import lasting
 from gradscope.analysis.layers import ROOT
-from gradscope.analysis.robust import F64, measured, median
+from gradscope.analysis.robust import F64, measured
 from gradscope.analysis.rule import UnjudgedError, rule
+from gradscope.analysis.signals import signal
 from gradscope.analysis.words import layer_in_words, number
 from gradscope.record import Entity, Run
 
@@ -151,13 +152,10 @@ def _features(entity: Entity) -> int:
 
 def _inputs_differ(run: Run, hidden: list[Entity], limits: Limits) -> bool:
     """Whether the samples' inputs are known to differ, or what the first layers make of them."""
-    signals = run.signals
-    if "input" in signals.names:
-        column = [signals.names.index("input")]
-        spread = median(signals["sample_std"][:, column], axis=0)[0]
-        size = median(signals["rms"][:, column], axis=0)[0]
+    if (given := signal(run, "input")) is not None:
+        spread, size = given.typical("sample_std"), given.typical("rms")
         if measured(np.array([spread, size])).all():
-            return bool(spread >= limits.input_spread * size > 0)
+            return spread >= limits.input_spread * size > 0
     earlier = [_values(run, entity) for entity in hidden[:-1]]
     alike = 1 - limits.input_spread**2
     return any(float(np.nanmedian(values)) < alike for values in earlier)
@@ -180,7 +178,7 @@ def _drawn_together(run: Run, output: Entity | None, limits: Limits) -> _Alike |
 
 def _has_targets(run: Run) -> bool:
     """Whether the loss compares the output with something; unless known not to, it does."""
-    if "target" in run.signals.names:
+    if signal(run, "target") is not None:
         return True
     if not run.meta.get("loss_is_progress", True):
         return False

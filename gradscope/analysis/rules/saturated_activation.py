@@ -9,8 +9,9 @@ import numpy as np
 from gradscope.analysis.finding import Evidence, Finding, Severity
 from gradscope.analysis.harm import LossVerdict, Progress, progress, stuck_before
 from gradscope.analysis.layers import activations, module_of, part_of
-from gradscope.analysis.robust import F64, measured, median, since
+from gradscope.analysis.robust import F64, measured, since
 from gradscope.analysis.rule import rule
+from gradscope.analysis.signals import signal
 from gradscope.analysis.updates import held_weights
 from gradscope.analysis.words import count, layer_in_words, number, share
 from gradscope.record import Entity, Run
@@ -180,6 +181,5 @@ def _remedies(run: Run, layer: _Layer) -> tuple[str, ...]:
 
 
 def _input_rms(run: Run) -> float:
-    if "input" not in run.signals.names:
-        return math.nan
-    return float(median(run.signals["rms"][:, run.signals.names.index("input")], axis=0))
+    given = signal(run, "input")
+    return math.nan if given is None else given.typical("rms")

@@ -8,6 +8,7 @@ import numpy as np
 from gradscope.analysis.finding import Evidence, Finding, Severity
 from gradscope.analysis.harm import LossVerdict, Progress, progress
 from gradscope.analysis.layers import idle, module_of, trainable_share
+from gradscope.analysis.optimizers import optimizers
 from gradscope.analysis.robust import Bools, at_last, measured, since
 from gradscope.analysis.rule import rule
 from gradscope.analysis.words import listed
@@ -126,9 +127,7 @@ def _cut_off(run: Run, loss: Progress, starts: Mapping[str, int]) -> list[str]:
     cut off.
     """
     table = run.parameters
-    coverage = run.meta.get("coverage")
-    optimizers = coverage.get("optimizers", ()) if isinstance(coverage, Mapping) else ()
-    if len(optimizers) < _SEVERAL or loss.end == 0:
+    if len(optimizers(run)) < _SEVERAL or loss.end == 0:
         return []
     norms = table["grad_norm"]
     turns = measured(norms)
