@@ -7,7 +7,7 @@ import numpy as np
 from gradscope.analysis.chance import of_a_guess
 from gradscope.analysis.finding import Severity
 from gradscope.analysis.layers import ROOT
-from gradscope.analysis.optimizers import optimizers
+from gradscope.analysis.optimizers import take_turns
 from gradscope.analysis.robust import F64, at_last, noise
 from gradscope.analysis.rule import UnjudgedError
 from gradscope.analysis.words import count
@@ -16,7 +16,6 @@ from gradscope.record import Run, StepArray
 # A loss with this share of its values on either side of zero is no distance from a goal: the
 # surrogate of a policy gradient, a critic's score.
 _MIXED_SIGNS = 0.05
-_SEVERAL = 2
 # Of a model that guesses the losses are near that of a constant; half of it is not near.
 _LEARNED = 0.5
 _FIRST = 5
@@ -90,7 +89,7 @@ def at_most(run: Run, level: Severity) -> Severity:
     Of several optimizers each may have a loss of its own, against the others': as in a GAN,
     where that of the one that is losing rises.
     """
-    return Severity.INFO if len(optimizers(run)) >= _SEVERAL else level
+    return Severity.INFO if take_turns(run) else level
 
 
 def is_learned_already(run: Run) -> bool:

@@ -50,6 +50,11 @@ def optimizers(run: Run) -> tuple[Settings, ...]:
     return tuple(Settings(str(each.get("type", "")), each) for each in known)
 
 
+def take_turns(run: Run) -> bool:
+    """Whether several step: each may have a loss, and parameters, of its own."""
+    return len(optimizers(run)) > 1
+
+
 def only_optimizer(run: Run) -> Settings:
     """The one that trains the model.
 

@@ -71,6 +71,13 @@ def repeats(count: int, tokens: int = 16, length: int = 8) -> Tensor:
     return half.repeat(1, 2)
 
 
+def copies(steps: int) -> Iterator[Batch]:
+    """Batches of repeated tokens: all but the last, and all."""
+    for _ in range(steps):
+        tokens = repeats(16)
+        yield tokens[:, :-1], tokens
+
+
 def first_of_sequence(count: int, length: int) -> Batch:
     """Noise over time, one feature; the target is its first value."""
     inputs = torch.randn(count, length, 1)

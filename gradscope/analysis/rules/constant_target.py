@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from gradscope.analysis.finding import Evidence, Finding, Severity
 from gradscope.analysis.graph import LIKELIHOODS, loss_graph
-from gradscope.analysis.optimizers import optimizers
+from gradscope.analysis.optimizers import take_turns
 from gradscope.analysis.robust import measured
 from gradscope.analysis.rule import UnjudgedError, rule
 from gradscope.analysis.signals import signal
@@ -55,7 +55,7 @@ def constant_target(run: Run, limits: Limits) -> Iterator[Finding]:
     if target is None:
         message = "the target was not seen: watch(criterion=...), or scope.log(target=...)"
         raise UnjudgedError(message)
-    if not run.meta.get("loss_is_progress", True) or _takes_turns(run):
+    if not run.meta.get("loss_is_progress", True) or take_turns(run):
         return
     known = measured(target["distinct"])
     samples = target.entity.shape[0] if target.entity.shape else 1
@@ -86,10 +86,6 @@ def constant_target(run: Run, limits: Limits) -> Iterator[Finding]:
             "Shuffle the data (DataLoader(..., shuffle=True)) if they come sorted.",
         ),
     )
-
-
-def _takes_turns(run: Run) -> bool:
-    return len(optimizers(run)) > 1
 
 
 def _is_classification(run: Run) -> bool:

@@ -8,7 +8,7 @@ import numpy as np
 from gradscope.analysis.finding import Evidence, Finding, Severity
 from gradscope.analysis.harm import LossVerdict, Progress, progress
 from gradscope.analysis.layers import idle, module_of, trainable_share
-from gradscope.analysis.optimizers import optimizers
+from gradscope.analysis.optimizers import take_turns
 from gradscope.analysis.robust import Bools, at_last, measured, since
 from gradscope.analysis.rule import rule
 from gradscope.analysis.words import listed
@@ -35,8 +35,6 @@ class Limits:
 # Biases before a norm and the bias of attention's keys are zero by structure; an expert that no
 # token chose and rows of an embedding that no token touched are idle, not ill.
 _JUDGED = frozenset({"weight", "attention", "norm", "adapter"})
-# Optimizers that can take turns.
-_SEVERAL = 2
 
 
 @rule("GS003", name="zero-gradient", requires=("parameters.grad_norm",), limits=Limits())
@@ -127,7 +125,7 @@ def _cut_off(run: Run, loss: Progress, starts: Mapping[str, int]) -> list[str]:
     cut off.
     """
     table = run.parameters
-    if len(optimizers(run)) < _SEVERAL or loss.end == 0:
+    if not take_turns(run) or loss.end == 0:
         return []
     norms = table["grad_norm"]
     turns = measured(norms)

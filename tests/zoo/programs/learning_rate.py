@@ -9,7 +9,7 @@ from torch.optim import SGD, Adam, AdamW, RMSprop
 from torch.optim.lr_scheduler import ExponentialLR, LambdaLR, PolynomialLR, StepLR
 
 from tests.zoo.case import Faulty, Watch
-from tests.zoo.data import batches, diabetes, digits, regression, repeats, standardized, whole
+from tests.zoo.data import batches, copies, diabetes, digits, regression, standardized, whole
 from tests.zoo.loop import fit
 from tests.zoo.models import RowTransformer, SmallGpt, cnn, mlp, next_token_loss
 
@@ -89,15 +89,7 @@ def attention_logits(watch: Watch, repaired: bool) -> None:
     model = SmallGpt(normalized=repaired)
     optimizer = AdamW(model.parameters(), 3e-3 if repaired else 0.1)
     warm_up = LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / 50) if repaired else 1.0)
-    with watch(model, optimizer) as scope:
-        for _ in range(200):
-            tokens = repeats(16)
-            loss = next_token_loss(model(tokens[:, :-1]), tokens)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            warm_up.step()
-            scope.log(loss=loss)
+    fit(watch, model, optimizer, copies(200), next_token_loss, schedule=warm_up)
 
 
 # Too low.

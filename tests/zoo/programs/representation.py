@@ -8,7 +8,8 @@ from torch.nn import functional as F  # noqa: N812  (everybody's name for it)
 from torch.optim import SGD, Adam
 
 from tests.zoo.case import Faulty, Watch
-from tests.zoo.data import batches, digits, repeats
+from tests.zoo.data import batches, copies, digits
+from tests.zoo.loop import fit
 from tests.zoo.models import SmallGpt, mlp, next_token_loss
 
 
@@ -120,14 +121,7 @@ def attention_at_one_place(watch: Watch, repaired: bool) -> None:
                 if name.endswith(("query.weight", "key.weight")):
                     parameter.mul_(40.0)
     optimizer = Adam(model.parameters(), 3e-3)
-    with watch(model, optimizer) as scope:
-        for _ in range(200):
-            tokens = repeats(16)
-            loss = next_token_loss(model(tokens[:, :-1]), tokens)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            scope.log(loss=loss)
+    fit(watch, model, optimizer, copies(200), next_token_loss)
 
 
 COLLAPSE = "representation-collapse"

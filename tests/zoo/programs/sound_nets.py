@@ -10,7 +10,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.checkpoint import checkpoint
 
 from tests.zoo.case import Healthy, Watch
-from tests.zoo.data import batches, circles, digits, first_of_sequence, regression, repeats
+from tests.zoo.data import batches, circles, copies, digits, first_of_sequence, regression
 from tests.zoo.loop import fit
 from tests.zoo.models import RowTransformer, SmallGpt, cnn, linears, mlp, next_token_loss
 
@@ -204,15 +204,7 @@ def tied_embeddings(watch: Watch) -> None:
     model = SmallGpt(tied=True, normalized=True)
     optimizer = AdamW(model.parameters(), 5e-3)
     warm_up = LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / 50))
-    with watch(model, optimizer) as scope:
-        for _ in range(200):
-            tokens = repeats(16)
-            loss = next_token_loss(model(tokens[:, :-1]), tokens)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            warm_up.step()
-            scope.log(loss=loss)
+    fit(watch, model, optimizer, copies(200), next_token_loss, schedule=warm_up)
 
 
 class Checkpointed(nn.Module):
