@@ -1,0 +1,1 @@
+"""Which initialization, which activation: measured on a model, beside what theory says."""
