@@ -1,9 +1,7 @@
 """A look at a model before it is trained: some forwards and backwards on a copy."""
 
-import copy
-import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -17,12 +15,18 @@ from gradscope.analysis.config import configured_rules
 from gradscope.analysis.report import Report
 from gradscope.capture.arguments import check_model, checked_optimizers
 from gradscope.capture.names import unwrapped
-from gradscope.capture.outputs import output_loss
 from gradscope.capture.scope import watch
-from gradscope.errors import ConfigError
+from gradscope.capture.trial import (
+    LossFunction,
+    applied,
+    checked,
+    cloned,
+    copied,
+    noted,
+    same_gradients,
+    same_random_numbers,
+)
 from gradscope.record import Run, Table
-
-LossFunction = Callable[..., Tensor]
 
 # What was seen once may be chance, as dropout is; most rules ask for three steps. Those that ask
 # for more want to see what the first updates make of it, as of a branch that begins at zero.
@@ -64,12 +68,12 @@ def preflight(
     optimizers = checked_optimizers(model, optimizer)
     core = unwrapped(model)
     with ExitStack() as afterwards:
-        afterwards.enter_context(_same_random_numbers(core))
-        afterwards.enter_context(_same_gradients(core))
+        afterwards.enter_context(same_random_numbers(core))
+        afterwards.enter_context(same_gradients(core))
         afterwards.enter_context(torch.enable_grad())
-        made = _copied(core)
-        lossy = _copied(loss_fn) if isinstance(loss_fn, nn.Module) else loss_fn
-        run = _record(made, _AtRest.of(optimizers, core, made), _cloned(batch), lossy, forward)
+        made = copied(core)
+        lossy = copied(loss_fn) if isinstance(loss_fn, nn.Module) else loss_fn
+        run = _record(made, _AtRest.of(optimizers, core, made), cloned(batch), lossy, forward)
     rules = [rule for rule in configured_rules() if not rule.code.startswith(_ON_STEPS)]
     return analyze(run, rules)
 
@@ -85,16 +89,16 @@ def _record(
     with watch(model, optimizers, criterion, every=1) as scope:
         for _ in range(_PASSES):
             model.zero_grad()
-            with _noted(batch):
+            with noted("preflight", batch):
                 # A model may change its input in place.
-                given = _cloned(batch)
+                given = cloned(batch)
                 if forward is not None:
                     loss = forward(model, given)
                 else:
-                    output, target, loss = _applied(model, given, loss_fn)
+                    output, target, loss = applied(model, given, loss_fn)
                     if criterion is None:
                         scope.log(output=output, target=target)
-                loss = _checked(loss)
+                loss = checked(loss)
                 if criterion is None:
                     scope.log(loss=loss)
                 loss.backward()
@@ -103,55 +107,6 @@ def _record(
             if optimizers is None:
                 scope.step()
     return _without_steps(scope.run())
-
-
-def _applied(model: nn.Module, batch: Any, loss_fn: LossFunction | None) -> tuple[Any, Any, Any]:
-    """The output, the target if it is known, and the loss."""
-    if isinstance(batch, Mapping):
-        output = model(**batch)
-        return output, None, _own(output) if loss_fn is None else loss_fn(output, batch)
-    if loss_fn is None:
-        output = model(*batch) if isinstance(batch, (tuple, list)) else model(batch)
-        return output, None, _own(output)
-    if not isinstance(batch, (tuple, list)) or len(batch) < 2:  # noqa: PLR2004
-        message = (
-            f"batch={_in_words(batch)} must be (inputs…, target) or a mapping where there is a "
-            "loss_fn; else give forward=lambda model, batch: …, which returns the loss"
-        )
-        raise ConfigError(message)
-    output = model(*batch[:-1])
-    target = batch[-1]
-    return output, target if isinstance(target, Tensor) else None, loss_fn(output, target)
-
-
-def _own(output: Any) -> Tensor:
-    loss = output_loss(output)
-    if loss is None:
-        message = (
-            f"the model returned {_in_words(output)} without a loss in it; give loss_fn, or "
-            "forward=lambda model, batch: …, which returns the loss"
-        )
-        raise ConfigError(message)
-    return loss
-
-
-def _checked(loss: Any) -> Tensor:
-    if not isinstance(loss, Tensor):
-        message = f"the loss is {_in_words(loss)}, not a tensor: nothing has a gradient"
-        raise ConfigError(message)
-    if loss.numel() != 1:
-        message = (
-            f"the loss has shape {tuple(loss.shape)}, and must be one number: return loss.mean(), "
-            "or leave out reduction='none'"
-        )
-        raise ConfigError(message)
-    if not loss.requires_grad:
-        message = (
-            "the loss has no gradient, it depends on no trainable parameter of the model: look for "
-            ".detach(), .item(), .numpy() or torch.no_grad()"
-        )
-        raise ConfigError(message)
-    return loss
 
 
 class _AtRest(Optimizer):
@@ -182,66 +137,6 @@ class _AtRest(Optimizer):
         return [type(type(like).__name__, (_AtRest,), {})(like, copies) for like in optimizers]
 
 
-# What leaves no trace.
-
-
-@contextmanager
-def _same_random_numbers(model: nn.Module) -> Iterator[None]:
-    """What is drawn meanwhile is drawn again afterwards."""
-    devices = {p.device for p in (*model.parameters(), *model.buffers())}
-    kinds = sorted({device.type for device in devices} - {"cpu", "meta"})
-    python, of_numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
-    with ExitStack() as forked:
-        forked.enter_context(torch.random.fork_rng(devices=[]))
-        for kind in kinds:
-            places = [device for device in devices if device.type == kind]
-            forked.enter_context(torch.random.fork_rng(devices=places, device_type=kind))
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(of_numpy)  # noqa: NPY002
-
-
-@contextmanager
-def _same_gradients(model: nn.Module) -> Iterator[None]:
-    """A loss function may reach the model itself: what arrives there is dropped."""
-    kept = [(parameter, parameter.grad) for parameter in model.parameters()]
-    try:
-        for parameter, _ in kept:
-            parameter.grad = None
-        yield
-    finally:
-        for parameter, gradient in kept:
-            parameter.grad = gradient
-
-
-def _copied(module: nn.Module) -> nn.Module:
-    try:
-        made = copy.deepcopy(module)
-    except Exception as error:
-        message = (
-            f"the {type(module).__name__} can't be copied ({type(error).__name__}: {error}); call "
-            "preflight before its first forward, or watch a few steps of training instead"
-        )
-        raise ConfigError(message) from error
-    made.zero_grad()
-    return made
-
-
-def _cloned(value: Any) -> Any:
-    """The batch, in tensors of its own."""
-    if isinstance(value, Tensor):
-        return value.detach().clone().requires_grad_(value.requires_grad)
-    if isinstance(value, Mapping):
-        return {key: _cloned(part) for key, part in value.items()}
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*map(_cloned, value))
-    if isinstance(value, (tuple, list)):
-        return type(value)(map(_cloned, value))
-    return value
-
-
 def _without_steps(run: Run) -> Run:
     """The run without what it can't know: the weights rest, and every batch is the same."""
     return replace(
@@ -256,25 +151,3 @@ def _masked(table: Table, beginnings: tuple[str, ...]) -> Table:
     values = table.values.copy()
     values[[name.startswith(beginnings) for name in table.quantities]] = np.nan
     return replace(table, values=values)
-
-
-@contextmanager
-def _noted(batch: Any) -> Iterator[None]:
-    try:
-        yield
-    except ConfigError:
-        raise
-    except Exception as error:
-        error.add_note(f"raised in gradscope.preflight, with batch={_in_words(batch)}")
-        raise
-
-
-def _in_words(value: Any) -> str:
-    """What it is, and the shapes of what it holds."""
-    if isinstance(value, Tensor):
-        return f"Tensor{tuple(value.shape)}"
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key}: {_in_words(part)}" for key, part in value.items()) + "}"
-    if isinstance(value, (tuple, list)):
-        return "(" + ", ".join(map(_in_words, value)) + ")"
-    return type(value).__name__
