@@ -219,6 +219,17 @@ class Block(nn.Module):
         return F.relu(self.way(hidden) + self.norm(self.wide(F.relu(hidden))))
 
 
+class TwoWays(nn.Module):
+    """A sum of two layers of the same input is one layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return F.relu(self.one(inputs) + self.other(inputs))
+
+
 def test_zero_residual_zeroes_the_ends_of_branches() -> None:
     model: Any = Block()
     inputs = torch.randn(4, 8)
@@ -232,11 +243,11 @@ def test_zero_residual_zeroes_the_ends_of_branches() -> None:
 
 @pytest.mark.parametrize(
     "model",
-    # Two ways without a nonlinearity, and an end from which nothing would ever be learned.
-    [mlp(), nn.LSTM(WIDTH, WIDTH), Block(last=nn.ReLU()).requires_grad_()],
+    # Of the last, the branch's end is one from which nothing would ever be learned.
+    [mlp(), nn.LSTM(WIDTH, WIDTH), TwoWays(), Block(last=nn.ReLU())],
 )
 def test_without_branches_there_is_a_reason(model: nn.Module) -> None:
-    inputs = torch.randn(4, 8 if isinstance(model, Block) else WIDTH)
+    inputs = torch.randn(4, 8 if isinstance(model, Block | TwoWays) else WIDTH)
     before = copy.deepcopy(model.state_dict())
     result = initialized(model, "zero_residual", forward=lambda: model(inputs))
     assert "no residual branch" in (result.reason or "")

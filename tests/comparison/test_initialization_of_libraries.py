@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-import tests.models  # noqa: F401  (lets torchvision import)
 import timm
 import torch
 import transformers
@@ -12,6 +11,7 @@ from torch import nn
 from torchvision.models import ResNet
 from torchvision.models.resnet import BasicBlock
 
+import tests.models  # noqa: F401  (lets torchvision import)
 from gradscope.comparison.activation import ACTIVATIONS
 from gradscope.comparison.draws import Draws
 from gradscope.comparison.initialization import INITIALIZATIONS, Initialized, initialize
@@ -105,8 +105,7 @@ def test_every_matrix_is_drawn_or_left_for_a_reason(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["resnet", "vit", "convnext"])
 def test_lsuv_on_a_model_with_norms(kind: str) -> None:
-    build, run, *_ = MODELS[kind]
-    model = build()
+    model = MODELS[kind][0]()
     images = torch.randn(4, 3, 64, 64)
     result = initialized(model, "lsuv", lambda model: model(images))
     assert not result.notes

@@ -251,6 +251,7 @@ def test_refused(build: Callable[[], nn.Module], match: str) -> None:
 
 
 def _through_own_reset(model: nn.Module) -> None:
+    module: Any
     for module in model.modules():
         if isinstance(module, nn.MultiheadAttention):
             module._reset_parameters()
@@ -290,8 +291,8 @@ def test_torch_default_is_what_reset_parameters_does(build: Callable[[], nn.Modu
         _through_own_reset(model)
         for name, held in model.named_parameters():
             theirs[name].append(held.detach().clone())
-    for name in ours:
-        mine, torchs = torch.stack(ours[name]), torch.stack(theirs[name])
+    for name, drawn in ours.items():
+        mine, torchs = torch.stack(drawn), torch.stack(theirs[name])
         assert float(mine.std()) == pytest.approx(float(torchs.std()), rel=0.1), name
-        if "embed" not in name and not isinstance(model, nn.Embedding):
+        if not isinstance(model, nn.Embedding):
             assert float(mine.abs().max()) == pytest.approx(float(torchs.abs().max()), rel=0.05)
