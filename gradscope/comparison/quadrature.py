@@ -91,18 +91,15 @@ class Expectations:
         """The averages at one variance."""
         seen = min(max(q, _LEAST), _GREATEST)
         phi, phi2, dphi, dphi2, dphi4, product = self._averages(seen)
-        smooth = seen if self.at_zero == 0 else max(seen, _CANCELLED)
-        if smooth != seen:
-            product = self._averages(smooth)[5]
-        slope = product / smooth
-        if smooth != seen:
-            dphi2_there = self._averages(smooth)[3]
-            slope += dphi2 - dphi2_there
+        phi_ddphi = product / seen - dphi2
+        if self.at_zero and seen < _CANCELLED:
+            *_, dphi2_there, _, product = self._averages(_CANCELLED)
+            phi_ddphi = product / _CANCELLED - dphi2_there
         if q < _LEAST:
             phi, phi2 = self.at_zero, self.at_zero**2
         elif not q <= _GREATEST:
             phi2 = float("inf")
-        return Moments(q, phi, phi2, dphi, dphi2, dphi4, slope - dphi2)
+        return Moments(q, phi, phi2, dphi, dphi2, dphi4, phi_ddphi)
 
     def _averages(self, q: float) -> list[float]:
         deviation = q**0.5
