@@ -133,9 +133,9 @@ def _roots(function: Callable[[float], float], q: F64, values: F64) -> list[floa
 
 def _near(table: Expectations) -> tuple[F64, F64, F64, F64]:
     """The table's curves where q is of a size that occurs and the gradient is not zero."""
-    q, _, slopes, _ = table.curves
-    q, squares, slopes, stability = (curve[(q <= _WIDEST) & (slopes > 0)] for curve in table.curves)
-    return q, squares, slopes, stability
+    q, squares, slopes, stability = table.curves
+    usable = (q <= _WIDEST) & (slopes > 0) & np.isfinite(squares) & np.isfinite(stability)
+    return q[usable], squares[usable], slopes[usable], stability[usable]
 
 
 def _homogeneous(table: Expectations) -> bool:
@@ -170,5 +170,7 @@ def _why_none(table: Expectations) -> str:
     stable = allowed & (stability / slopes <= 1)
     if not stable.any():
         return "wherever χ is 1, q is unstable and runs away"
-    least = min(_on_line(table, 0.0)[0], 1 / slopes[stable].max())
-    return f"χ is 1 with a weight variance of {least:.3g} and more only, where it saturates"
+    without_bias, at, _ = _on_line(table, 0.0)
+    least = np.nanmin([without_bias, 1 / slopes[stable].max()])
+    where = f", at q = {at:.3g}" if least == without_bias else ""
+    return f"χ is 1 only with a weight variance of {least:.3g} and more{where}"

@@ -308,6 +308,8 @@ def _remark(
     amplification: float,
 ) -> str:
     """The most important thing that the limits don't tell."""
+    if any(math.isnan(m.phi2) or math.isnan(m.dphi2) for m in found):
+        return "the function or its derivative is NaN at inputs as large as q makes them"
     if math.isnan(q_star):
         stays = at is not None and at.q == found[0].q
         return "every q stays where it is" if stays else "q grows without bound: read the layers"

@@ -1,6 +1,7 @@
 """Averages of an activation and its derivative over a Gaussian, to about twelve digits."""
 
 import copy
+import math
 from collections.abc import Hashable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -29,7 +30,10 @@ _PANELS = (
 # Beyond, the density is 1e-34 of its peak; below, lies 1e-16 of the mass.
 _REACH = 12.5
 _CORE = 2.0**-52
-# Outside, the squares above leave the range of a double. The limit is taken there instead.
+# In deviations, and relative: so little of E φ² lies there, or the average is not to be had.
+_FAR = 10.0
+_NEGLIGIBLE = 1e-9
+# Outside, the squares of nodes leave the range of a double. The limit is taken there instead.
 _LEAST, _GREATEST = 2.0**-880, 2.0**980
 # Where an activation must be a number, and where its kinks are looked for.
 _SEEN = 64.0
@@ -38,6 +42,8 @@ _SPACING = 1 / 128
 _HALVINGS = 36
 # Relative to the derivative's size. Over the last interval, 1e-13, a smooth one changes by less.
 _JUMP = 1e-7
+# More are steps of rounding, as of a function that works in single precision.
+_MOST_KINKS = 64
 # E φφ'x / q cancels to rounding / √q where φ(0) is not 0; here that and its limit's error balance.
 _CANCELLED = 1e-10
 
@@ -89,6 +95,8 @@ class Expectations:
 
     def at(self, q: float) -> Moments:
         """The averages at one variance."""
+        if math.isnan(q):
+            return Moments(q, q, q, q, q, q, q)
         seen = min(max(q, _LEAST), _GREATEST)
         phi, phi2, dphi, dphi2, dphi4, product = self._averages(seen)
         phi_ddphi = product / seen - dphi2
@@ -107,7 +115,14 @@ class Expectations:
         last = np.searchsorted(self.nodes, deviation * _REACH)
         scaled = self.nodes[first:last] / deviation
         density = scaled * np.exp(-0.5 * scaled**2) * (2 * np.pi) ** -0.5
-        averages: list[float] = (self.integrands[:, first:last] @ density).tolist()
+        # A function may overflow where q reaches: its averages then are infinite, or NaN.
+        with np.errstate(over="ignore", invalid="ignore"):
+            averages: list[float] = (self.integrands[:, first:last] @ density).tolist()
+            far = scaled >= _FAR
+            end = self.integrands[1, first:last][far] @ density[far]
+        # What grows as an exponential has its mean square where no sample ever lies.
+        if end > _NEGLIGIBLE * averages[1]:
+            return [math.inf] * len(averages)
         return averages
 
     @cached_property
@@ -200,7 +215,8 @@ def find_kinks(activation: Activation) -> tuple[float, ...]:
     """Where φ′ or φ″ jumps within ±16.
 
     Every interval of 1/128 is halved 36 times towards the larger change. Over what is left of it
-    a smooth function changes by nothing. Two kinks in one interval are taken for one.
+    a smooth function changes by nothing. Two kinks in one interval are taken for one; more than
+    64 in all for rounding.
     """
     function = _in_doubles(activation)
     found: list[float] = []
@@ -218,7 +234,8 @@ def find_kinks(activation: Activation) -> tuple[float, ...]:
         jumps = np.abs(above - below) > _JUMP * (1 + np.abs(below))
         # An interval's end on a kink finds it a second time.
         found += [round(float(x), 10) for x in (low + high)[jumps] / 2]
-    return tuple(sorted(set(found)))
+    kinks = tuple(sorted(set(found)))
+    return kinks if len(kinks) <= _MOST_KINKS else ()
 
 
 def _in_doubles(activation: Activation) -> ActivationFunction:
@@ -245,8 +262,9 @@ def _differentiated(
         derivative = values
         for further in reversed(range(order)):
             if not derivative.requires_grad:
-                return values.detach().numpy(), np.zeros_like(at)
+                return values.detach().double().numpy(), np.zeros_like(at)
             (derivative,) = torch.autograd.grad(
                 derivative.sum(), points, create_graph=further > 0, materialize_grads=True
             )
-    return values.detach().double().numpy(), derivative.detach().double().numpy()
+    # A derivative that is zero by construction has no memory: `force` gives it some.
+    return values.detach().double().numpy(), derivative.detach().double().numpy(force=True)

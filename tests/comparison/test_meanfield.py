@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from gradscope.comparison.activation import activation_called
-from gradscope.comparison.meanfield import gain, log_variance, plug_in, predict
+from gradscope.comparison.critical import critical
+from gradscope.comparison.meanfield import gain, log_variance, moments, plug_in, predict
 from gradscope.errors import ConfigError, ConfigTypeError
 from tests.comparison.deep import measure, noise
 
@@ -191,6 +192,25 @@ def test_plug_in_and_finite_width() -> None:
         log_variance([1.0], [0])
     with pytest.raises(ConfigError, match="negative"):
         plug_in(-1.0, [0.5])
+
+
+def _overflowing_mish(values: Tensor) -> Tensor:
+    return values * torch.tanh(torch.log(1 + torch.exp(values)))
+
+
+def test_functions_that_overflow() -> None:
+    """Beyond 709 the exponential is infinite."""
+    assert predict(_overflowing_mish, 1.9).chi == pytest.approx(predict("mish", 1.9).chi)
+    far = predict(_overflowing_mish, 300.0)
+    assert np.isnan(far.chi[-1])
+    assert "is NaN" in far.remark
+    exploded = predict(torch.exp, 1.0)
+    assert exploded.q[-1] == INF
+    assert math.isnan(exploded.q_star)
+    # φ = φ′ = φ″: the mean square e^(2q) is exact as long as it is seen.
+    assert moments(torch.exp, 4.0).dphi2 == pytest.approx(math.exp(8), rel=1e-10)
+    assert moments(torch.exp, 60.0).phi2 == INF
+    assert critical(torch.exp).weight_variance is None
 
 
 def _not_a_number(values: Tensor) -> Tensor:

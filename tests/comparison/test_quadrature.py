@@ -182,6 +182,19 @@ def test_a_function_with_kinks(q: float) -> None:
     assert ripple.dphi2 == pytest.approx((1 + math.exp(-2 * q)) / 2, rel=1e-9)
 
 
+def _in_single_precision(values: Tensor) -> Tensor:
+    return values.float().tanh()
+
+
+def test_functions_that_are_hard_to_differentiate() -> None:
+    """A second derivative that is zero by construction; jumps that are rounding."""
+    assert find_kinks(activation_called(torch.abs)) == pytest.approx((0.0,), abs=1e-9)
+    assert moments(torch.abs, 3.0).phi2 == pytest.approx(3.0)
+    assert not find_kinks(activation_called(_in_single_precision))
+    exact = moments("tanh", 1.0)
+    assert moments(_in_single_precision, 1.0).dphi2 == pytest.approx(exact.dphi2, rel=1e-6)
+
+
 def test_modules_and_functions_in_place() -> None:
     assert moments(_in_place).dphi2 == pytest.approx(0.5)
     module = nn.PReLU(init=0.25)
