@@ -20,9 +20,11 @@ from gradscope.comparison import snippets
 from gradscope.comparison.activation import Activation
 from gradscope.comparison.assignment import assign, underlying
 from gradscope.comparison.branches import branch_ends
+from gradscope.comparison.critical import critical
 from gradscope.comparison.draws import Draws, random_state_kept
 from gradscope.comparison.filling import Rule, filled, filled_bias, filled_by_default
 from gradscope.comparison.lsuv import unit_variance
+from gradscope.comparison.meanfield import gain
 from gradscope.comparison.refusal import refuse
 from gradscope.comparison.roles import Layout, Weight, roles_of
 from gradscope.errors import ConfigError, ConfigTypeError
@@ -51,9 +53,9 @@ class Initialized:
 class Initialization:
     """A way to draw a model's weights.
 
-    Of the fields below `meaning` at most one is set; none for the model as it is.
-    rule: for an activation, how weights and biases are drawn. default: each by its module's own
-    rule. function: the user's own.
+    Of rule, default and function at most one is set; none for the model as it is.
+    rule: for an activation, how weights and biases are drawn; its ConfigError says why there is
+    no such initialization. default: each by its module's own rule. function: the user's own.
     """
 
     name: str
@@ -71,7 +73,7 @@ class Initialization:
             return None
         try:
             self.rule(activation)
-        except _NoSuchError as none:
+        except ConfigError as none:
             return str(none)
         return None
 
@@ -92,10 +94,6 @@ class Initialization:
         return code + (snippets.of_zeroed(zeroed) if self.zeroed_branches else "")
 
 
-class _NoSuchError(Exception):
-    """There is no such initialization for the activation."""
-
-
 def _constant(rule: Rule) -> Callable[[Activation], Rule]:
     return lambda _: rule
 
@@ -103,8 +101,6 @@ def _constant(rule: Rule) -> Callable[[Activation], Rule]:
 # By quadrature: as long as the drawing of a model.
 @cache
 def _matched(activation: Activation) -> Rule:
-    from gradscope.comparison.meanfield import gain  # noqa: PLC0415
-
     return Rule("normal", gain(activation), "in", of_activation=True)
 
 
@@ -118,11 +114,9 @@ def _delta_orthogonal(activation: Activation) -> Rule:
 
 @cache
 def _critical(activation: Activation) -> Rule:
-    from gradscope.comparison.meanfield import critical  # noqa: PLC0415
-
     point = critical(activation)
     if point.weight_variance is None:
-        raise _NoSuchError(point.reason)
+        raise ConfigError(point.reason)
     scale, bias = math.sqrt(point.weight_variance), math.sqrt(point.bias_variance)
     return Rule("normal", scale, "in", bias_std=bias, of_activation=True)
 

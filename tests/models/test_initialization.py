@@ -11,7 +11,6 @@ from torch import nn
 from torchvision.models import ResNet
 from torchvision.models.resnet import BasicBlock
 
-import tests.models  # noqa: F401  (lets torchvision import)
 from gradscope.comparison.activation import ACTIVATIONS
 from gradscope.comparison.draws import Draws
 from gradscope.comparison.initialization import INITIALIZATIONS, Initialized, initialize
