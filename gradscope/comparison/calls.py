@@ -4,7 +4,7 @@ import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, TypeGuard, cast
 
 import torch
 from torch import Tensor, nn
@@ -298,7 +298,7 @@ def _may_call(module: nn.Module) -> bool:
     return not (is_leaf and type(module).__module__.startswith("torch.nn."))
 
 
-def _is_plain(values: object) -> bool:
+def _is_plain(values: object) -> TypeGuard[Tensor]:
     # What is sharded, nested or fake has rules of its own.
     return (
         isinstance(values, Tensor)

@@ -15,12 +15,13 @@ Edge = tuple[Node, int]
 _WEIGHTED = re.compile(r"(mm|mv|bmm|linear|conv\w*|\w*convolution\w*|\w*(rnn|lstm|gru)\w*)$")
 # What it repeats is not in the graph; hardly anyone checkpoints a part without weights.
 _OPAQUE = "checkpointfunction"
-_SHAPE = frozenset(
-    "view reshape unsafeview reshapealias alias expand unsqueeze squeeze permute transpose t slice "
-    "select split splitwithsizes chunk unbind clone tocopy neg mean cat stack contiguous".split()
+_SHAPE = re.compile(
+    r"(view|reshape|unsafeview|reshapealias|alias|asstrided|expand|unsqueeze|squeeze|permute"
+    r"|transpose|t|slice|select|(unsafe)?split|splitwithsizes|unbind|cat|stack|clone|copy|copyslices"
+    r"|tocopy|neg|mean)$"
 )
-_SUMS = frozenset({"add", "sub", "rsub"})
-_ELEMENTWISE = _SUMS | frozenset("mul div pow neg softplus exp log1p clone tocopy".split())
+_SUM = re.compile(r"(add|sub|rsub)$")
+_ELEMENTWISE = re.compile(r"(add|sub|rsub|mul|div|pow|neg|softplus|exp|log1p|clone|tocopy)$")
 _CHANNELS_FIRST = re.compile(r"(conv|batchnorm|groupnorm|instancenorm|pool|upsample)")
 _CHANNELS_LAST = re.compile(r"(mm|mv|linear|layernorm|rmsnorm|embedding)")
 # How far is looked back for what a weight, or an activation that is written out, is made of.
@@ -107,11 +108,11 @@ class Dataflow:
             if "softmax" in name:
                 return "it bounds what a softmax is given"
             others = [
-                edge for at, edge in enumerate(node.next_functions) if at != index and edge[0]
+                (source, number)
+                for at, (source, number) in enumerate(node.next_functions)
+                if at != index and source is not None
             ]
-            if given is not None and any(
-                _origins(edge) & _origins(given) for edge in others if edge[0] is not None
-            ):
+            if given is not None and any(_origins(edge) & _origins(given) for edge in others):
                 return "a part of an activation that is written out"
             return "a gate: its output is a factor"
         return None
@@ -122,31 +123,28 @@ class Dataflow:
         while waiting:
             source = waiting.pop()
             for node, index in self._consumers.get(source, []):
-                name = kind(node)
                 others = [s for at, (s, _) in enumerate(node.next_functions) if at != index and s]
-                if "softmax" in name:
+                if "softmax" in kind(node) or self._multiplies(node, source, others, products):
                     yield node, index
-                elif name == "mul":
-                    is_factor = any(s is not source and not self._is_scale(s) for s in others)
-                    if is_factor or (not others and node in products):
-                        yield node, index
-                        continue
-                elif name in {"addcmul", "lerp"} and others:
-                    yield node, index
-                    continue
-                elif name == "bmm" and others and not self._largest_parameter(others[0]):
-                    yield node, index
-                    continue
-                elif name not in _SHAPE and not (name in _SUMS and not others):
-                    if not (name == "div" and index == 0):
-                        continue
-                if node not in seen:
+                elif node not in seen and _passes_on(kind(node), index, others):
                     seen.add(node)
                     waiting.append(node)
 
+    def _multiplies(
+        self, node: Node, source: Node, others: list[Node], products: Collection[Node]
+    ) -> bool:
+        """Whether it takes the source as a factor of other data, not of a number or a parameter."""
+        name = kind(node)
+        if name == "mul":
+            is_factor = any(other is not source and not self._is_scale(other) for other in others)
+            return is_factor or (not others and node in products)
+        if name == "bmm" and others:
+            return not self._largest_parameter(others[0])
+        return name in {"addcmul", "lerp"} and bool(others)
+
     def _is_scale(self, node: Node | None) -> bool:
         """Whether it is a parameter, but for its shape."""
-        while node is not None and node.next_functions and kind(node) in _SHAPE:
+        while node is not None and node.next_functions and _SHAPE.match(kind(node)):
             node = node.next_functions[0][0]
         return id(getattr(node, "variable", None)) in self._parameters
 
@@ -169,6 +167,13 @@ class Dataflow:
         return len(self._consumers.get(node, [])) <= 1
 
 
+def _passes_on(name: str, index: int, others: list[Node]) -> bool:
+    """Whether what it returns is its input, but for shape, scale and offset."""
+    if _SUM.match(name):
+        return not others
+    return _SHAPE.match(name) is not None or name == "mul" or (name == "div" and index == 0)
+
+
 def _has_data(node: Node) -> bool:
     """Whether data enters here: it needs no gradient, and so has no node of its own."""
     name = kind(node)
@@ -188,7 +193,7 @@ def _origins(edge: Edge) -> set[Edge]:
     found, waiting = {edge}, [edge]
     while waiting and len(found) < _MOST_NODES:
         node, _ = waiting.pop()
-        if kind(node) in _ELEMENTWISE:
+        if _ELEMENTWISE.match(kind(node)):
             new = [source for source in _sources(node) if source not in found]
             found.update(new)
             waiting += new

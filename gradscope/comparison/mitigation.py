@@ -198,18 +198,18 @@ def normalized(
     """What enters the activation: the pre-activation, through the norm that was added."""
     if mitigation is None or mitigation.normalization is None:
         return values
-    norms = model.get_submodule(_ADDED)
-    assert isinstance(norms, _AddedNorms)
-    norm = norms[norms.numbers[site.key]]
+    norms: Any = model.get_submodule(_ADDED)
+    norm: Callable[[Tensor], Tensor] = norms[norms.numbers[site.key]]
     if mitigation.normalization == "batchnorm":
         # Over all but the units, whichever dimension they are.
-        if site.unit_dimension == 1:
-            return norm(values.flatten(2) if values.dim() > 2 else values).view_as(values)  # noqa: PLR2004
-        return norm(values.flatten(0, -2)).view_as(values)
-    if site.unit_dimension == 1:
-        # Over the channels, at each place of its own, as ConvNeXt does.
-        return norm(values.movedim(1, -1)).movedim(-1, 1)
-    return norm(values)
+        rest = values.flatten(
+            2 if site.unit_dimension == 1 else 0, -1 if site.unit_dimension == 1 else -2
+        )
+        return norm(rest).view_as(values)
+    if site.unit_dimension == -1:
+        return norm(values)
+    # Over the channels, at each place of its own, as ConvNeXt does.
+    return norm(values.movedim(site.unit_dimension, -1)).movedim(-1, site.unit_dimension)
 
 
 class _NoNorm(nn.Identity):

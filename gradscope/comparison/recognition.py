@@ -23,6 +23,8 @@ _BY_CLASS: Mapping[type[nn.Module], str] = {kind_of(n): n for n in set(ELEMENTWI
 # x·σ(1.702x) is called GELU and is 0.02 off. Different ones of the catalogue are 0.08 apart or more
 # (ReLU, leaky ReLU); of GELU and its own approximation the nearer counts.
 _NEAR = 0.03
+# Of float32, in second differences of numbers up to 8.
+_ROUNDING = 1e-5
 # Where what a module returns is asked for: two rows, the second beyond the first.
 _GRID = torch.stack([torch.linspace(-3, 3, 48), torch.linspace(-8, 7, 48)])
 
@@ -38,7 +40,7 @@ def activation_modules(modules: Mapping[str, nn.Module]) -> dict[str, str | None
     Those of torch are known by class. Others count that have neither children, parameters nor
     buffers, and return entry by entry what is no straight line of it.
     """
-    found = {}
+    found: dict[str, str | None] = {}
     for path, module in modules.items():
         kind = type(module)
         if isinstance(module, nn.PReLU):
@@ -87,7 +89,7 @@ def _on_grid(module: nn.Module) -> Tensor | None:
 
 def _is_straight(values: Tensor) -> bool:
     bends = values.double().diff(n=2, dim=1)
-    return bool((bends.abs() < 1e-5).all())
+    return bool((bends.abs() < _ROUNDING).all())
 
 
 def _nearest(values: Tensor) -> str | None:

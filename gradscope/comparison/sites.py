@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
-from gradscope.capture import names
 from gradscope.capture.entities import ROOT
 from gradscope.comparison.calls import Call, Function, Place, answering, is_closed, open_modules
 from gradscope.comparison.dataflow import (
@@ -28,13 +27,15 @@ from gradscope.errors import ConfigError, ConfigTypeError
 
 # Bounded or positive, they also serve as factors; the others are hidden activations even then, as
 # in GEGLU and SwiGLU.
-_GATES = frozenset("sigmoid hardsigmoid tanh hardtanh relu6 softsign softplus logsigmoid".split())
-_CLAMPS = frozenset("clamp clamp_ clip clip_ clamp_min clamp_min_ maximum max threshold".split())
+_GATES = frozenset(
+    {"sigmoid", "hardsigmoid", "tanh", "hardtanh", "relu6", "softsign", "softplus", "logsigmoid"}
+)
+_CLAMP = re.compile(r"(clamp_?|clip_?|clamp_min_?|maximum|max|threshold)$")
 _PRODUCTS = frozenset({"mul", "mul_", "multiply"})
 _RECURRENT = re.compile(r"(rnn|lstm|gru)\w*$")
 # Nodes of activations.
 _ACTIVATION = re.compile(
-    r"(relu|gelu|silu|mish|elu|leakyrelu|tanh|sigmoid|hardtanh|hardswish|softplus|preluKernel)$"
+    r"(relu|gelu|silu|mish|elu|leakyrelu|tanh|sigmoid|hardtanh|hardswish|softplus|prelukernel)$"
 )
 _LOOKED_FOR = (
     "modules and functions of torch (ReLU, GELU, SiLU, tanh and their like, also as methods and "
@@ -135,7 +136,7 @@ class _Recorder:
         elif name in _PRODUCTS and isinstance(result, Tensor) and result.grad_fn is not None:
             if all(isinstance(factor, Tensor) and factor.dim() for factor in args[:2]):
                 self.products.add(result.grad_fn)
-        elif name in _CLAMPS and path is not None and _is_rectifier(name, args, kwargs):
+        elif _CLAMP.match(name) and path is not None and _is_rectifier(name, args, kwargs):
             self.clamps.append((f"{path}/{name}", f"written as {name} at 0"))
 
 
@@ -157,11 +158,8 @@ def _is_rectifier(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> 
             for value in (*args[:2], kwargs.get("other"))
         )
     if name == "threshold":
-        return all(
-            value == 0
-            for value in (*args[1:3], *map(kwargs.get, ("threshold", "value")))
-            if value is not None
-        )
+        given = (*args[1:3], kwargs.get("threshold"), kwargs.get("value"))
+        return all(value == 0 for value in given if value is not None)
     low = args[1] if len(args) > 1 else kwargs.get("min")
     high = args[2] if len(args) > 2 else kwargs.get("max")  # noqa: PLR2004  (as torch has them)
     return high is None and isinstance(low, (int, float)) and low == 0

@@ -1,0 +1,409 @@
+"""A swap gives what the model would give that has the other activation written into it."""
+
+from collections.abc import Callable
+from copy import deepcopy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+from torch.utils.checkpoint import checkpoint
+
+from gradscope.comparison.activation import ACTIVATIONS, Activation
+from gradscope.comparison.sites import Site, Sites, find_sites
+from gradscope.comparison.swapping import swapping
+from gradscope.errors import ConfigError
+
+GELU = ACTIVATIONS["gelu"]
+Function = Callable[[Tensor], Tensor]
+
+
+def loss_and_gradients(model: nn.Module, forward: Callable[[], Tensor]) -> list[Tensor]:
+    """Of the parameters that have one, in their order."""
+    model.zero_grad()
+    loss = forward()
+    loss.backward()
+    gradients = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    return [loss.detach(), *gradients]
+
+
+def forward_of(model: nn.Module, inputs: Tensor) -> Callable[[], Tensor]:
+    return lambda: model(inputs).square().sum()
+
+
+def swapped(model: nn.Module, inputs: Tensor, activation: Activation = GELU) -> list[Tensor]:
+    sites = find_sites(model, forward_of(model, inputs))
+    with swapping(model, sites, activation) as seen:
+        result = loss_and_gradients(model, forward_of(model, inputs))
+    assert seen.missed == ()
+    return result
+
+
+def assert_same(found: list[Tensor], expected: list[Tensor], tolerance: float = 0.0) -> None:
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
+
+
+class Stack(nn.Module):
+    """Two hidden layers with a function between them that is called in a way of its own."""
+
+    def __init__(self, call: Function, width: int = 6) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(2))
+        self.head = nn.Linear(width, 3)
+        self.call = call
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = self.call(layer(x))
+        return self.head(x)
+
+
+class Ignoring(Stack):
+    """Calls for the effect in place, and does not take what is returned."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x)
+            self.call(x)
+        return self.head(x)
+
+
+def written_with(model: Stack, kind: type[Stack] = Stack) -> Stack:
+    twin = kind(F.gelu)
+    twin.load_state_dict(model.state_dict(), strict=False)
+    return twin
+
+
+CALLS: dict[str, Function] = {
+    "nn.ReLU": nn.ReLU(),
+    "nn.ReLU(inplace=True)": nn.ReLU(inplace=True),
+    "nn.PReLU": nn.PReLU(),
+    "F.relu": F.relu,
+    "F.relu(inplace=True)": lambda x: F.relu(x, inplace=True),
+    "F.relu_": F.relu_,
+    "torch.relu": torch.relu,
+    "Tensor.relu": lambda x: x.relu(),
+    "Tensor.relu_": lambda x: x.relu_(),
+    "input=": lambda x: F.silu(input=x),
+    "tanh": torch.tanh,
+    "F.sigmoid": F.sigmoid,
+    "selu": F.selu,
+    "leaky_relu_": lambda x: F.leaky_relu_(x, 0.2),
+    "hardswish": F.hardswish,
+    "relu6": F.relu6,
+    "softplus": F.softplus,
+    "prelu": lambda x: F.prelu(x, torch.full((1,), 0.25)),
+    "nested": nn.Sequential(nn.Identity(), nn.Sequential(nn.Tanh())),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_every_spelling_is_swapped_bit_for_bit(name: str) -> None:
+    torch.manual_seed(0)
+    model, inputs = Stack(CALLS[name]), torch.randn(5, 6)
+    assert_same(
+        swapped(model, inputs),
+        loss_and_gradients(twin := written_with(model), forward_of(twin, inputs)),
+    )
+
+
+@pytest.mark.parametrize(
+    "call", [F.relu_, lambda x: x.relu_(), nn.ReLU(inplace=True), torch.tanh_]
+)
+def test_what_works_in_place_is_found_in_its_input(call: Function) -> None:
+    torch.manual_seed(0)
+    model, inputs = Ignoring(call), torch.randn(5, 6)
+    assert_same(
+        swapped(model, inputs),
+        loss_and_gradients(twin := written_with(model), forward_of(twin, inputs)),
+    )
+
+
+class Aliased(nn.Module):
+    """The skip connection carries what was rectified in place, as in many a pre-activation net."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = (nn.Linear(6, 6) for _ in range(3))
+        self.act = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        y = self.second(self.act(x))
+        return self.head(self.act(x + y))
+
+
+def test_its_own_activation_changes_nothing_and_a_probe_sees_what_enters_and_leaves() -> None:
+    torch.manual_seed(0)
+    model, inputs = Aliased(), torch.randn(5, 6)
+    forward = forward_of(model, inputs)
+    expected = loss_and_gradients(model, forward)
+    sites = find_sites(model, forward)
+    # One module at two places.
+    assert [site.key for site in sites.hidden] == ["act", "act#1"]
+    assert_same(swapped(model, inputs, ACTIVATIONS["relu"]), expected)
+    probed: list[tuple[Site, Tensor, Tensor]] = []
+    with swapping(model, sites, None, probe=lambda *call: probed.append(call)):
+        assert_same(loss_and_gradients(model, forward), expected)
+    assert [site for site, _, _ in probed] == list(sites.hidden)
+    for _, before, output in probed:
+        assert torch.equal(output, before.relu())
+    assert torch.equal(probed[0][1], model.first(inputs))
+
+
+class Parts(nn.Module):
+    """Parts of the forward run again in the backward; some without a module of their own."""
+
+    def __init__(self, reentrant: bool) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(6, 6) for _ in range(4))
+        self.block = nn.Sequential(nn.Linear(6, 6), nn.ReLU())
+        self.reentrant, self.on = reentrant, True
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.layers[0](x))
+        x = self.part(self.inside, x)
+        x = self.part(self.block, x)
+        for layer in self.layers[:2]:
+            x = self.part(lambda x, layer=layer: F.relu(layer(x)), x)
+        return self.layers[3](x)
+
+    def inside(self, x: Tensor) -> Tensor:
+        return F.relu(self.layers[2](F.relu(self.layers[1](x))))
+
+    def part(self, function: Function, x: Tensor) -> Tensor:
+        if not self.on:
+            return function(x)
+        result: Tensor = checkpoint(function, x, use_reentrant=self.reentrant)
+        return result
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("backward", [Tensor.backward, torch.autograd.backward, None])
+def test_checkpoints_repeat_the_same_sites(reentrant: bool, backward: Any) -> None:
+    torch.manual_seed(0)
+    model, inputs = Parts(reentrant), torch.randn(5, 6)
+    forward = forward_of(model, inputs)
+    # Of each site its own, so that a site that is mistaken for another shows.
+    scales: dict[str, float] = {}
+    called: list[str] = []
+
+    def gradients() -> list[Tensor]:
+        loss = forward()
+        if backward is None:
+            if reentrant:
+                pytest.skip("torch refuses")
+            return [*torch.autograd.grad(loss, list(model.parameters()))]
+        model.zero_grad()
+        backward(loss)
+        return [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+    sites = find_sites(model, forward)
+    assert len(sites.hidden) == 6
+    from gradscope.comparison import swapping as module
+
+    own = module._Swaps.answer
+
+    def scaled(self: Any, call: Any) -> Tensor:
+        key = call.place.key
+        called.append(key)
+        return own(self, call) * scales.setdefault(key, 1 + len(scales) / 10)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module._Swaps, "answer", scaled)
+        with swapping(model, sites, GELU) as seen:
+            found = gradients()
+            first = len(called)
+            model.on = False
+            expected = gradients()
+    assert set(scales) == {site.key for site in sites.hidden}
+    assert first > 6  # Something was repeated.
+    assert seen.counts == dict.fromkeys(seen.counts, 2)
+    assert_same(found, expected, 1e-6)
+
+
+def test_nothing_is_left_behind_also_after_an_exception() -> None:
+    torch.manual_seed(0)
+    model, inputs = nn.Sequential(Parts(False), nn.GELU(), nn.Linear(6, 2)), torch.randn(5, 6)
+    sites = find_sites(model, forward_of(model, inputs))
+
+    def state() -> list[Any]:
+        return [
+            (name, list(vars(m)), len(m._forward_hooks), len(m._forward_pre_hooks))
+            for name, m in model.named_modules()
+        ]
+
+    before, keys = state(), list(model.state_dict())
+    expected = loss_and_gradients(model, forward_of(model, inputs))
+    modes = len(torch.overrides._get_current_function_mode_stack())
+
+    def fails(*_: object) -> None:
+        message = "a probe's own mistake"
+        raise ZeroDivisionError(message)
+
+    with pytest.raises(ZeroDivisionError), swapping(model, sites, GELU, probe=fails):
+        model(inputs)
+    assert (state(), list(model.state_dict())) == (before, keys)
+    assert len(torch.overrides._get_current_function_mode_stack()) == modes
+    assert_same(loss_and_gradients(model, forward_of(model, inputs)), expected)
+
+
+class Gated(nn.Module):
+    """Gates, an activation that is written out, a GLU, and one at the output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.d = (nn.Linear(6, 6) for _ in range(4))
+        self.scale = nn.Parameter(torch.full((6,), 0.5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x) * torch.sigmoid(self.b(x))
+        x = self.c(x)
+        x = x * x.sigmoid()
+        x = self.scale * torch.tanh(self.a(x))
+        x = F.silu(self.b(x)) * self.c(x)
+        x = self.c(x)
+        x = x * torch.tanh(F.softplus(x))
+        return torch.tanh(self.d(x))
+
+
+def test_gates_outputs_and_what_is_written_out_stay() -> None:
+    torch.manual_seed(0)
+    model, inputs = Gated(), torch.randn(5, 6)
+    sites = find_sites(model, forward_of(model, inputs))
+    root = "(root)"
+    assert [site.key for site in sites.hidden] == [f"{root}/tanh", f"{root}/silu"]
+    reasons = {key: why.partition(": ")[2] for key, why in sites.left.items()}
+    assert reasons == {
+        f"{root}/sigmoid": "a gate: its output is a factor",
+        f"{root}/sigmoid#1": "a part of an activation that is written out",
+        f"{root}/softplus": "a part of an activation that is written out",
+        f"{root}/tanh#1": "a part of an activation that is written out",
+        f"{root}/tanh#2": "an output: no layer with weights follows",
+    }
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm, self.head = nn.LSTM(4, 6, batch_first=True), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sigmoid(self.head(self.lstm(x)[0][:, -1]))
+
+
+@torch.jit.ignore
+def _clamped(x: Tensor) -> Tensor:
+    return torch.maximum(x.clamp(min=0), torch.zeros(()))
+
+
+def test_where_nothing_can_be_swapped_the_error_says_what_there_is() -> None:
+    model, inputs = Recurrent(), torch.randn(3, 5, 4)
+    with pytest.raises(ConfigError, match=r"none that can be swapped.*inside nn.LSTM"):
+        find_sites(model, forward_of(model, inputs))
+    with pytest.raises(ConfigError, match="scalar with a graph"):
+        find_sites(model, lambda: model(inputs))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_what_is_out_of_reach_is_named() -> None:
+    torch.manual_seed(0)
+    scripted = torch.jit.script(nn.Sequential(nn.Linear(6, 6), nn.ReLU()))
+    inner = Stack(lambda x: torch.maximum(x.clamp(min=0), torch.zeros(())))
+    model, inputs = nn.Sequential(scripted, inner, nn.ReLU(), nn.Linear(3, 2)), torch.randn(5, 6)
+    sites = find_sites(model, forward_of(model, inputs), exclude=["9*"])
+    assert [site.key for site in sites.hidden] == ["2"]
+    assert sites.left["0"] == "torch.jit.script or trace"
+    assert sites.left["1/clamp"] == "written as clamp at 0"
+    assert sites.left["1/maximum"] == "written as maximum at 0"
+    with pytest.raises(ConfigError, match=r"2 \(in exclude\)"):
+        find_sites(model, forward_of(model, inputs), exclude=["2"])
+    with pytest.raises(ConfigError, match="uncompiled"):
+        find_sites(torch.compile(inner), forward_of(inner, inputs))  # type: ignore[arg-type]
+    relu = torch.jit.script(_scripted)
+    hybrid = nn.Sequential(Stack(relu), nn.Tanh(), nn.Linear(3, 2))
+    left = find_sites(hybrid, forward_of(hybrid, inputs)).left
+    assert left == {
+        "ReluBackward0": "2 in the graph, called outside Python (a scripted function, an extension)"
+    }
+
+
+def _scripted(x: Tensor) -> Tensor:
+    return torch.relu(x)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_transformer_layer_of_torch(training: bool) -> None:
+    torch.manual_seed(0)
+    sizes = {"d_model": 8, "nhead": 2, "dim_feedforward": 16, "dropout": 0.0, "batch_first": True}
+    model = nn.TransformerEncoderLayer(**sizes, activation="relu").train(training)  # type: ignore[arg-type]
+    twin = nn.TransformerEncoderLayer(**sizes, activation=torch.tanh).train(training)  # type: ignore[arg-type]
+    twin.load_state_dict(model.state_dict())
+    inputs = torch.randn(3, 4, 8)
+    found = swapped(model, inputs, ACTIVATIONS["tanh"])
+    assert_same(found, loss_and_gradients(twin, forward_of(twin, inputs)))
+    sites = find_sites(model, forward_of(model, inputs))
+    # Without gradients torch would take its fused kernel.
+    with torch.no_grad(), swapping(model, sites, ACTIVATIONS["tanh"]):
+        torch.testing.assert_close(model(inputs), twin(inputs))
+
+
+def _hidden(sites: Sites) -> list[str | None]:
+    return [site.activation for site in sites.hidden]
+
+
+def test_models_of_libraries() -> None:
+    import timm
+    import torchvision
+    import transformers
+
+    torch.manual_seed(0)
+    config = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 8, "vocab_size": 20}
+    still = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    settings = {**config, **still, "bos_token_id": 0, "eos_token_id": 0}
+    twin = transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(**settings, activation_function="silu")
+    )
+    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**settings))
+    model.load_state_dict(twin.state_dict())
+    words = torch.randint(20, (2, 8))
+
+    def language(net: nn.Module) -> Callable[[], Tensor]:
+        return lambda: net(input_ids=words, labels=words).loss
+
+    sites = find_sites(model, language(model))
+    assert _hidden(sites) == ["gelu_tanh", "gelu_tanh"]
+    with swapping(model, sites, ACTIVATIONS["silu"]):
+        found = loss_and_gradients(model, language(model))
+    assert_same(found, loss_and_gradients(twin, language(twin)), 1e-6)
+
+    resnet = torchvision.models.ResNet(torchvision.models.resnet.BasicBlock, [1, 1, 1, 1])
+    other = deepcopy(resnet)
+    for module in [*other.modules()]:
+        if hasattr(module, "relu"):
+            module.relu = nn.GELU()
+    images = torch.randn(2, 3, 32, 32)
+    sites = find_sites(resnet, forward_of(resnet, images))
+    assert len(sites.hidden) == 9
+    assert {site.unit_dimension for site in sites.hidden} == {1}
+    resnet.load_state_dict(other.state_dict())
+    with swapping(resnet, sites, GELU):
+        found = loss_and_gradients(resnet, forward_of(resnet, images))
+    assert_same(found, loss_and_gradients(other, forward_of(other, images)))
+
+    mobile = torchvision.models.mobilenet_v3_small(num_classes=5)
+    sites = find_sites(mobile, forward_of(mobile, images))
+    assert set(_hidden(sites)) == {"hardswish", "relu"}
+    gates = [m for m in mobile.modules() if isinstance(m, nn.Hardsigmoid)]
+    assert len(sites.left) == len(gates) == 9
+
+    vit = timm.create_model("test_vit", num_classes=3, img_size=32)
+    assert set(_hidden(find_sites(vit, forward_of(vit, images)))) == {"gelu"}
+    conv = timm.create_model("convnext_atto", num_classes=3)
+    sites = find_sites(conv, forward_of(conv, images))
+    assert len(sites.hidden) == 12
+    # Each block has a skip connection: no chain is a plain one.
+    assert {site.previous for site in sites.hidden} == {None}
