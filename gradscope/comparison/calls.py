@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from gradscope.capture import names
+from gradscope.capture.context import is_inside_compiled
 from gradscope.capture.entities import ROOT
 from gradscope.capture.hooks import Hooks
 from gradscope.comparison.recognition import ELEMENTWISE, variant
@@ -114,11 +115,16 @@ class _Follower:
         modules: Mapping[str, nn.Module],
         activations: Mapping[str, str | None],
         handler: Handler,
+        *,
+        has_compiled: bool,
     ) -> None:
+        self._has_compiled = has_compiled
         self._paths = {module: path for path, module in modules.items()}
         self._activations = activations
         self._handler = handler
         self._running: list[_Running] = []
+        # What a caller's children are called.
+        self._names: dict[nn.Module, dict[nn.Module, str]] = {}
         self._replays: Replays[Place] = Replays()
         # Inside an activation, or what is called in place of one, nothing is one of the model's.
         self._is_inside = False
@@ -168,6 +174,9 @@ class _Follower:
         values = args[0] if args else kwargs.get("input")
         if self._is_inside or not _is_plain(values) or kwargs.get("out") is not None:
             return function(*args, **kwargs)
+        if self._has_compiled and is_inside_compiled():
+            # A backend that compiles nothing runs Python here.
+            return function(*args, **kwargs)
         others = {key: value for key, value in kwargs.items() if key != "input"}
 
         def apply(given: Tensor) -> Tensor:
@@ -210,10 +219,9 @@ class _Follower:
         """Under the caller's name for it: one that several modules share is each one's own."""
         if self._running:
             caller = self._running[-1]
-            for name, child in caller.module._modules.items():  # noqa: SLF001  (named_children leaves twins out)
-                if child is not None and names.unwrapped(child) is module:
-                    path = f"{caller.path}.{name}" if caller.path else name
-                    break
+            if caller.module not in self._names:
+                self._names[caller.module] = _names_of_children(caller)
+            path = self._names[caller.module].get(module, path)
         return self._counted(path, type(module).__name__, is_call=False)
 
     def _counted(self, path: str, spelling: str, *, is_call: bool) -> Place:
@@ -223,6 +231,15 @@ class _Follower:
             number = calls[path, spelling]
             calls[path, spelling] += 1
         return Place(path, spelling, number, is_call)
+
+
+def _names_of_children(caller: _Running) -> dict[nn.Module, str]:
+    found: dict[nn.Module, str] = {}
+    for name, child in caller.module._modules.items():  # noqa: SLF001  (named_children leaves twins out)
+        if child is not None:
+            path = f"{caller.path}.{name}" if caller.path else name
+            found.setdefault(names.unwrapped(child), path)
+    return found
 
 
 class _FunctionMode(TorchFunctionMode):
@@ -259,13 +276,15 @@ class _FunctionMode(TorchFunctionMode):
 
 @contextlib.contextmanager
 def answering(
-    modules: Mapping[str, nn.Module], activations: Mapping[str, str | None], handler: Handler
+    model: nn.Module, activations: Mapping[str, str | None], handler: Handler
 ) -> Iterator[None]:
     """Have the handler answer every call of an activation, in forwards and in their repeats.
 
-    modules: all that are followed, by path. activations: those that are one.
+    activations: the modules that are one, by path; what each is.
     """
-    follower = _Follower(modules, activations, handler)
+    modules, closed = open_modules(model)
+    has_compiled = "torch.compile" in closed.values()
+    follower = _Follower(modules, activations, handler, has_compiled=has_compiled)
     hooks = Hooks(follower)
     with contextlib.ExitStack() as stack:
         stack.callback(hooks.remove)
@@ -300,10 +319,9 @@ def _may_call(module: nn.Module) -> bool:
 
 def _is_plain(values: object) -> TypeGuard[Tensor]:
     # What is sharded, nested or fake has rules of its own.
+    if type(values) not in {Tensor, nn.Parameter}:
+        return False
+    tensor = cast("Tensor", values)
     return (
-        isinstance(values, Tensor)
-        and type(values) in (Tensor, nn.Parameter)
-        and values.is_floating_point()
-        and values.layout is torch.strided
-        and not values.is_nested
+        tensor.dtype.is_floating_point and tensor.layout is torch.strided and not tensor.is_nested
     )

@@ -154,7 +154,8 @@ def prepare(model: nn.Module, sites: Sites, mitigation: Mitigation | None) -> nn
             raise ConfigTypeError(message)
         return model if changed is None else changed
     if mitigation.normalization is not None:
-        parameter = next(model.parameters(), torch.empty(0))
+        floating = (p for p in model.parameters() if p.is_floating_point())
+        like = next(floating, torch.empty(0))
         norms = _AddedNorms(
             {
                 str(number): _norm(mitigation.normalization, site)
@@ -162,7 +163,7 @@ def prepare(model: nn.Module, sites: Sites, mitigation: Mitigation | None) -> nn
             }
         )
         norms.numbers = {site.key: str(number) for number, site in enumerate(sites.hidden)}
-        norms.to(device=parameter.device)
+        norms.to(device=like.device, dtype=like.dtype)
         norms.train(model.training)
         model.add_module(_ADDED, norms)
     if mitigation.removes_norms:
@@ -212,12 +213,19 @@ def normalized(
     return norm(values.movedim(site.unit_dimension, -1)).movedim(-1, site.unit_dimension)
 
 
-class _NoNorm(nn.Identity):
-    """In place of a norm; with what nn.TransformerEncoderLayer reads of one."""
+class _Bare(nn.Identity):
+    """In place of a norm; with what others read of one: of its weight the type, mostly."""
 
-    eps: float = 0.0
-    weight: Tensor | None = None
-    bias: Tensor | None = None
+    # nn.TransformerEncoderLayer has a fused kernel that would normalize, but not where the eps
+    # of its two norms differ; this one differs from itself.
+    eps = float("nan")
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.weight, self.bias = (
+            None if own is None else own.detach()
+            for own in (getattr(norm, "weight", None), getattr(norm, "bias", None))
+        )
 
 
 def _norms(model: nn.Module) -> dict[str, nn.Module]:
@@ -234,4 +242,4 @@ def _norms(model: nn.Module) -> dict[str, nn.Module]:
 def _without(norm: nn.Module) -> nn.Module:
     """Nothing, or what else was in it: the activation of timm's BatchNormAct2d."""
     children = OrderedDict(norm.named_children())
-    return nn.Sequential(children) if children else _NoNorm()
+    return nn.Sequential(children) if children else _Bare(norm)

@@ -198,7 +198,7 @@ def find_sites(
     activations = activation_modules({path: m for path, m in modules.items() if path})
     recorder = _Recorder()
     with torch.enable_grad(), _all_require_gradients(model):
-        with answering(modules, activations, recorder):
+        with answering(model, activations, recorder):
             loss = forward()
         root = _root(loss)
         flow = Dataflow(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from gradscope.comparison.activation import Activation
-from gradscope.comparison.calls import Call, Function, Place, answering, open_modules
+from gradscope.comparison.calls import Call, Function, Place, answering
 from gradscope.comparison.mitigation import Mitigation, normalized
 from gradscope.comparison.replays import is_discarded, is_replay
 from gradscope.comparison.sites import Site, Sites, refuse_compiled
@@ -133,10 +133,8 @@ def swapping(
     """
     refuse_compiled(model)
     swaps = _Swaps(model, sites, activation, mitigation, probe)
-    modules, _ = open_modules(model)
-    activations = {path: name for path, name in sites.modules.items() if path in modules}
     try:
-        with answering(modules, activations, swaps):
+        with answering(model, sites.modules, swaps):
             yield swaps.swapped
     finally:
         swaps.forget()

@@ -1,5 +1,6 @@
 """A swap gives what the model would give that has the other activation written into it."""
 
+import importlib
 from collections.abc import Callable
 from copy import deepcopy
 from typing import Any
@@ -11,6 +12,7 @@ from torch.nn import functional as F  # noqa: N812
 from torch.utils.checkpoint import checkpoint
 
 from gradscope.comparison.activation import ACTIVATIONS, Activation
+from gradscope.comparison.mitigation import MITIGATIONS, prepare
 from gradscope.comparison.sites import Site, Sites, find_sites
 from gradscope.comparison.swapping import swapping
 from gradscope.errors import ConfigError
@@ -110,9 +112,7 @@ def test_every_spelling_is_swapped_bit_for_bit(name: str) -> None:
     )
 
 
-@pytest.mark.parametrize(
-    "call", [F.relu_, lambda x: x.relu_(), nn.ReLU(inplace=True), torch.tanh_]
-)
+@pytest.mark.parametrize("call", [F.relu_, lambda x: x.relu_(), nn.ReLU(inplace=True), torch.tanh_])
 def test_what_works_in_place_is_found_in_its_input(call: Function) -> None:
     torch.manual_seed(0)
     model, inputs = Ignoring(call), torch.randn(5, 6)
@@ -181,47 +181,67 @@ class Parts(nn.Module):
         return result
 
 
-@pytest.mark.parametrize("reentrant", [False, True])
-@pytest.mark.parametrize("backward", [Tensor.backward, torch.autograd.backward, None])
-def test_checkpoints_repeat_the_same_sites(reentrant: bool, backward: Any) -> None:
+def backward(loss: Tensor, model: nn.Module) -> None:
+    del model
+    loss.backward()
+
+
+def backward_of_several(loss: Tensor, model: nn.Module) -> None:
+    del model
+    torch.autograd.backward([loss])
+
+
+def backward_twice(loss: Tensor, model: nn.Module) -> None:
+    loss.backward(retain_graph=True)
+    model.zero_grad()
+    loss.backward()
+
+
+def gradients_asked_for(loss: Tensor, model: nn.Module) -> None:
+    parameters = list(model.parameters())
+    for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+        parameter.grad = gradient
+
+
+@pytest.mark.parametrize(
+    ("reentrant", "differentiate"),
+    [
+        (False, backward),
+        (False, backward_of_several),
+        (False, backward_twice),
+        (False, gradients_asked_for),
+        (True, backward),
+        (True, backward_twice),
+    ],
+)
+def test_checkpoints_repeat_the_same_sites(
+    reentrant: bool, differentiate: Callable[[Tensor, nn.Module], None]
+) -> None:
     torch.manual_seed(0)
     model, inputs = Parts(reentrant), torch.randn(5, 6)
     forward = forward_of(model, inputs)
-    # Of each site its own, so that a site that is mistaken for another shows.
-    scales: dict[str, float] = {}
-    called: list[str] = []
-
-    def gradients() -> list[Tensor]:
-        loss = forward()
-        if backward is None:
-            if reentrant:
-                pytest.skip("torch refuses")
-            return [*torch.autograd.grad(loss, list(model.parameters()))]
-        model.zero_grad()
-        backward(loss)
-        return [p.grad.clone() for p in model.parameters() if p.grad is not None]
-
     sites = find_sites(model, forward)
     assert len(sites.hidden) == 6
-    from gradscope.comparison import swapping as module
-
-    own = module._Swaps.answer
-
-    def scaled(self: Any, call: Any) -> Tensor:
-        key = call.place.key
-        called.append(key)
-        return own(self, call) * scales.setdefault(key, 1 + len(scales) / 10)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module._Swaps, "answer", scaled)
-        with swapping(model, sites, GELU) as seen:
-            found = gradients()
-            first = len(called)
-            model.on = False
-            expected = gradients()
-    assert set(scales) == {site.key for site in sites.hidden}
-    assert first > 6  # Something was repeated.
+    # A norm before each, none like another: a site that is mistaken for another shows.
+    norms = MITIGATIONS["layernorm"]
+    prepare(model, sites, norms)
+    for parameter in model.parameters():
+        nn.init.uniform_(parameter, -0.5, 0.5)
+    probed: list[str] = []
+    with swapping(
+        model, sites, GELU, mitigation=norms, probe=lambda site, *_: probed.append(site.key)
+    ) as seen:
+        found, expected = [], []
+        for model.on, gradients in ((True, found), (False, expected)):
+            model.zero_grad()
+            differentiate(forward(), model)
+            gradients += [p.grad for p in model.parameters() if p.grad is not None]
+            if model.on:
+                repeats = len(probed) - 6
     assert seen.counts == dict.fromkeys(seen.counts, 2)
+    # In repeats for what a re-entrant one saves there are gradients, in others none ever.
+    assert (repeats > 0) == reentrant
+    assert len(found) == 22
     assert_same(found, expected, 1e-6)
 
 
@@ -295,11 +315,6 @@ class Recurrent(nn.Module):
         return torch.sigmoid(self.head(self.lstm(x)[0][:, -1]))
 
 
-@torch.jit.ignore
-def _clamped(x: Tensor) -> Tensor:
-    return torch.maximum(x.clamp(min=0), torch.zeros(()))
-
-
 def test_where_nothing_can_be_swapped_the_error_says_what_there_is() -> None:
     model, inputs = Recurrent(), torch.randn(3, 5, 4)
     with pytest.raises(ConfigError, match=r"none that can be swapped.*inside nn.LSTM"):
@@ -314,7 +329,7 @@ def test_what_is_out_of_reach_is_named() -> None:
     scripted = torch.jit.script(nn.Sequential(nn.Linear(6, 6), nn.ReLU()))
     inner = Stack(lambda x: torch.maximum(x.clamp(min=0), torch.zeros(())))
     model, inputs = nn.Sequential(scripted, inner, nn.ReLU(), nn.Linear(3, 2)), torch.randn(5, 6)
-    sites = find_sites(model, forward_of(model, inputs), exclude=["9*"])
+    sites = find_sites(model, forward_of(model, inputs), include=["[2-9]"])
     assert [site.key for site in sites.hidden] == ["2"]
     assert sites.left["0"] == "torch.jit.script or trace"
     assert sites.left["1/clamp"] == "written as clamp at 0"
@@ -323,6 +338,15 @@ def test_what_is_out_of_reach_is_named() -> None:
         find_sites(model, forward_of(model, inputs), exclude=["2"])
     with pytest.raises(ConfigError, match="uncompiled"):
         find_sites(torch.compile(inner), forward_of(inner, inputs))  # type: ignore[arg-type]
+    compiled = torch.compile(Stack(F.relu), backend="eager")
+    partly = nn.Sequential(compiled, nn.Tanh(), nn.Linear(3, 2))
+    sites = find_sites(partly, forward_of(partly, inputs))
+    assert ([site.key for site in sites.hidden], sites.left) == (["1"], {"0": "torch.compile"})
+    with swapping(partly, sites, GELU) as seen:
+        found = loss_and_gradients(partly, forward_of(partly, inputs))
+    assert seen.counts == {"1": 1}
+    partly[1] = nn.GELU()
+    assert_same(found, loss_and_gradients(partly, forward_of(partly, inputs)))
     relu = torch.jit.script(_scripted)
     hybrid = nn.Sequential(Stack(relu), nn.Tanh(), nn.Linear(3, 2))
     left = find_sites(hybrid, forward_of(hybrid, inputs)).left
@@ -356,6 +380,8 @@ def _hidden(sites: Sites) -> list[str | None]:
 
 
 def test_models_of_libraries() -> None:
+    # It lets torchvision be imported beside a torch that isn't its own.
+    importlib.import_module("tests.models")
     import timm
     import torchvision
     import transformers
