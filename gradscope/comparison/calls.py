@@ -16,6 +16,7 @@ from gradscope.capture.entities import ROOT
 from gradscope.capture.hooks import Hooks
 from gradscope.comparison.recognition import ELEMENTWISE, variant
 from gradscope.comparison.replays import Replays, is_replay
+from gradscope.errors import UsageError
 
 Function = Callable[..., Any]
 
@@ -125,7 +126,7 @@ class _Follower:
         self._running: list[_Running] = []
         # What a caller's children are called.
         self._names: dict[nn.Module, dict[nn.Module, str]] = {}
-        self._replays: Replays[Place] = Replays()
+        self._replays: Replays[Place | None] = Replays()
         # Inside an activation, or what is called in place of one, nothing is one of the model's.
         self._is_inside = False
         self._notes = False
@@ -156,12 +157,13 @@ class _Follower:
         """What is called in place of the forward of an activation's module."""
         own = module.forward
 
-        def forward(values: Any, *args: Any, **kwargs: Any) -> Any:
+        def forward(*args: Any, **kwargs: Any) -> Any:
             def apply(given: Tensor) -> Tensor:
-                return cast("Tensor", own(given, *args, **kwargs))
+                return cast("Tensor", own(given, *args[1:], **kwargs))
 
+            values = args[0] if args else None
             if self._is_inside or not _is_plain(values) or torch.compiler.is_compiling():
-                return own(values, *args, **kwargs)
+                return own(*args, **kwargs)
             place = self._placed(lambda: self._of_module(path, module))
             return self._answer(Call(place, self._activations[path], values, apply))
 
@@ -203,9 +205,18 @@ class _Follower:
 
     def _placed(self, ask: Callable[[], Place | None]) -> Place | None:
         if is_replay():
-            return self._replays.place() or ask()
+            known = self._replays.known()
+            place = ask() if known is None else known[0]
+            if place is None and known is None:
+                message = (
+                    "activations: a checkpoint inside a checkpoint repeats a function that no "
+                    "module calls there, and which it is can't be told; give the checkpoint a "
+                    "module instead of a function"
+                )
+                raise UsageError(message)
+            return place
         place = ask()
-        if place is not None and self._notes:
+        if self._notes:
             self._replays.note(place)
         return place
 

@@ -79,19 +79,25 @@ class Dataflow:
         if name.startswith(_OPAQUE):
             return True
         return _WEIGHTED.search(name) is not None and any(
-            self._largest_parameter(source) >= 2  # noqa: PLR2004  (a matrix or more)
+            self._largest_parameter(source, may_compute=True) >= 2  # noqa: PLR2004  (a matrix)
             for source, _ in _sources(node)
         )
 
-    def _largest_parameter(self, start: Node) -> int:
-        """The most dimensions of the parameters that it is made of; 0: also of other things."""
+    def _largest_parameter(self, start: Node, *, may_compute: bool = False) -> int:
+        """The most dimensions of the parameters that it is made of; 0: also of other things.
+
+        may_compute: also by matrix products with constants, as an orthogonal parametrization
+        does. A layer that the model's input enters looks the same.
+        """
         dimensions, seen, waiting = 0, {start}, [start]
         while waiting:
             node = waiting.pop()
             variable: Any = getattr(node, "variable", None)
             if variable is not None and id(variable) in self._parameters:
                 dimensions = max(dimensions, variable.dim())
-            elif _has_data(node) or node in self._outputs or len(seen) > _MOST_NODES:
+            elif node in self._outputs or not node.next_functions or len(seen) > _MOST_NODES:
+                return 0
+            if not may_compute and _has_data(node):
                 return 0
             new = [source for source, _ in _sources(node) if source not in seen]
             seen.update(new)
@@ -177,7 +183,7 @@ def _passes_on(name: str, index: int, others: list[Node]) -> bool:
 def _has_data(node: Node) -> bool:
     """Whether data enters here: it needs no gradient, and so has no node of its own."""
     name = kind(node)
-    if not node.next_functions or name.startswith("embedding"):
+    if name.startswith("embedding"):
         return True
     # A weight under spectral_norm is multiplied by a vector that is no parameter.
     is_layer = _WEIGHTED.search(name) is not None and name != "mv"

@@ -201,16 +201,15 @@ def normalized(
         return values
     norms: Any = model.get_submodule(_ADDED)
     norm: Callable[[Tensor], Tensor] = norms[norms.numbers[site.key]]
+    units = site.unit_dimension
     if mitigation.normalization == "batchnorm":
         # Over all but the units, whichever dimension they are.
-        rest = values.flatten(
-            2 if site.unit_dimension == 1 else 0, -1 if site.unit_dimension == 1 else -2
-        )
-        return norm(rest).view_as(values)
-    if site.unit_dimension == -1:
-        return norm(values)
-    # Over the channels, at each place of its own, as ConvNeXt does.
-    return norm(values.movedim(site.unit_dimension, -1)).movedim(-1, site.unit_dimension)
+        if units == -1:
+            return norm(values.flatten(0, -2)).view_as(values)
+        first = values.movedim(units, 1)
+        return norm(first.flatten(2)).view(first.shape).movedim(1, units)
+    # At each place of its own, also over channels, as ConvNeXt does.
+    return norm(values.movedim(units, -1)).movedim(-1, units)
 
 
 class _Bare(nn.Identity):

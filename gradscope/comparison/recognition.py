@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
 
 from gradscope.capture.activations import FUNCTIONS, kind_of
-from gradscope.comparison.activation import ACTIVATIONS
+from gradscope.comparison.activation import ACTIVATIONS, ActivationFunction
 
 # Of the functions that capture sees these work along a dimension, not entry by entry.
 _ALONG_A_DIMENSION = frozenset({"glu", "softmax"})
@@ -23,6 +24,11 @@ _BY_CLASS: Mapping[type[nn.Module], str] = {kind_of(n): n for n in set(ELEMENTWI
 # x·σ(1.702x) is called GELU and is 0.02 off. Different ones of the catalogue are 0.08 apart or more
 # (ReLU, leaky ReLU); of GELU and its own approximation the nearer counts.
 _NEAR = 0.03
+# What is not compared, but looks like what is.
+_BESIDE: tuple[tuple[str, ActivationFunction], ...] = (
+    ("hardsigmoid", F.hardsigmoid),
+    ("relu6", F.relu6),
+)
 # Of float32, in second differences of numbers up to 8.
 _ROUNDING = 1e-5
 # Where what a module returns is asked for: two rows, the second beyond the first.
@@ -93,10 +99,11 @@ def _is_straight(values: Tensor) -> bool:
 
 
 def _nearest(values: Tensor) -> str | None:
+    known = ((activation.name, activation.function) for activation in ACTIVATIONS.values())
     with torch.no_grad():
         distances = {
-            name: (activation(_GRID.double()) - values).abs().max().item()
-            for name, activation in ACTIVATIONS.items()
+            name: (function(_GRID.double()) - values).abs().max().item()
+            for name, function in (*known, *_BESIDE)
         }
     name = min(distances, key=distances.__getitem__)
     return name if distances[name] < _NEAR else None

@@ -42,11 +42,11 @@ class _Part(Generic[Place]):
     repeat: object = None
     number: int = 0
 
-    def next(self, repeat: object) -> Place | None:
+    def next(self, repeat: object) -> tuple[Place] | None:
         if repeat != self.repeat:
             self.repeat, self.number = repeat, 0
         self.number += 1
-        return self.places[self.number - 1] if self.number <= len(self.places) else None
+        return (self.places[self.number - 1],) if self.number <= len(self.places) else None
 
 
 class Replays(Generic[Place]):
@@ -68,8 +68,8 @@ class Replays(Generic[Place]):
                 self._reentrant.clear()
             self._reentrant.setdefault(last_node(), _Part()).places.append(place)
 
-    def place(self) -> Place | None:
-        """Which call is repeated; None where that can't be told."""
+    def known(self) -> tuple[Place] | None:
+        """Which call is repeated, in a tuple; None where that can't be told."""
         frame, node = _frame(), replayed_node()
         if frame is not None and frame[0] in self._parts:
             return self._parts[frame[0]].next(frame[1])

@@ -249,6 +249,8 @@ def _sorted_out(recorder: _Recorder, flow: Dataflow) -> tuple[tuple[Site, ...], 
     reasons = [_reason(seen, flow, recorder.products, parts) for seen in reversed(recorder.seen)]
     for seen, reason in zip(recorder.seen, reversed(reasons), strict=True):
         if seen.place is None:
+            if reason is None:
+                left[f"(outside)/{seen.activation}"] = "called outside every forward of a module"
             continue
         key = seen.place.key
         if reason is not None:
@@ -294,7 +296,8 @@ def _reason(seen: _Seen, flow: Dataflow, products: set[Node], parts: set[Node]) 
 
 
 def _is_gate(seen: _Seen) -> bool:
-    return seen.activation in _GATES
+    # Of an unknown one, to be used as a factor is the only sign there is.
+    return seen.activation is None or seen.activation in _GATES
 
 
 def _has_activation(module: nn.Module) -> bool:

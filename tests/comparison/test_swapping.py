@@ -3,6 +3,7 @@
 import importlib
 from collections.abc import Callable
 from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from gradscope.comparison.activation import ACTIVATIONS, Activation
 from gradscope.comparison.mitigation import MITIGATIONS, prepare
 from gradscope.comparison.sites import Site, Sites, find_sites
 from gradscope.comparison.swapping import swapping
-from gradscope.errors import ConfigError
+from gradscope.errors import ConfigError, UsageError
 
 GELU = ACTIVATIONS["gelu"]
 Function = Callable[[Tensor], Tensor]
@@ -60,7 +61,8 @@ class Stack(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers:
             x = self.call(layer(x))
-        return self.head(x)
+        result: Tensor = self.head(x)
+        return result
 
 
 class Ignoring(Stack):
@@ -70,7 +72,8 @@ class Ignoring(Stack):
         for layer in self.layers:
             x = layer(x)
             self.call(x)
-        return self.head(x)
+        result: Tensor = self.head(x)
+        return result
 
 
 def written_with(model: Stack, kind: type[Stack] = Stack) -> Stack:
@@ -133,7 +136,8 @@ class Aliased(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.first(x)
         y = self.second(self.act(x))
-        return self.head(self.act(x + y))
+        result: Tensor = self.head(self.act(x + y))
+        return result
 
 
 def test_its_own_activation_changes_nothing_and_a_probe_sees_what_enters_and_leaves() -> None:
@@ -154,6 +158,10 @@ def test_its_own_activation_changes_nothing_and_a_probe_sees_what_enters_and_lea
     assert torch.equal(probed[0][1], model.first(inputs))
 
 
+def _rectified(layer: nn.Module, x: Tensor) -> Tensor:
+    return F.relu(layer(x))
+
+
 class Parts(nn.Module):
     """Parts of the forward run again in the backward; some without a module of their own."""
 
@@ -168,8 +176,9 @@ class Parts(nn.Module):
         x = self.part(self.inside, x)
         x = self.part(self.block, x)
         for layer in self.layers[:2]:
-            x = self.part(lambda x, layer=layer: F.relu(layer(x)), x)
-        return self.layers[3](x)
+            x = self.part(partial(_rectified, layer), x)
+        result: Tensor = self.layers[3](x)
+        return result
 
     def inside(self, x: Tensor) -> Tensor:
         return F.relu(self.layers[2](F.relu(self.layers[1](x))))
@@ -231,7 +240,8 @@ def test_checkpoints_repeat_the_same_sites(
     with swapping(
         model, sites, GELU, mitigation=norms, probe=lambda site, *_: probed.append(site.key)
     ) as seen:
-        found, expected = [], []
+        found: list[Tensor] = []
+        expected: list[Tensor] = []
         for model.on, gradients in ((True, found), (False, expected)):
             model.zero_grad()
             differentiate(forward(), model)
@@ -243,6 +253,22 @@ def test_checkpoints_repeat_the_same_sites(
     assert (repeats > 0) == reentrant
     assert len(found) == 22
     assert_same(found, expected, 1e-6)
+
+
+def test_a_repeat_that_can_not_be_told_is_an_error_and_not_a_wrong_gradient() -> None:
+    class Nested(Parts):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.part(self.outside, x)
+
+        def outside(self, x: Tensor) -> Tensor:
+            result: Tensor = self.layers[3](self.part(self.inside, x))
+            return result
+
+    torch.manual_seed(0)
+    model, inputs = Nested(False), torch.randn(5, 6)
+    sites = find_sites(model, forward_of(model, inputs))
+    with swapping(model, sites, GELU), pytest.raises(UsageError, match="inside a checkpoint"):
+        loss_and_gradients(model, forward_of(model, inputs))
 
 
 def test_nothing_is_left_behind_also_after_an_exception() -> None:
@@ -338,7 +364,7 @@ def test_what_is_out_of_reach_is_named() -> None:
         find_sites(model, forward_of(model, inputs), exclude=["2"])
     with pytest.raises(ConfigError, match="uncompiled"):
         find_sites(torch.compile(inner), forward_of(inner, inputs))  # type: ignore[arg-type]
-    compiled = torch.compile(Stack(F.relu), backend="eager")
+    compiled: Any = torch.compile(Stack(F.relu), backend="eager")
     partly = nn.Sequential(compiled, nn.Tanh(), nn.Linear(3, 2))
     sites = find_sites(partly, forward_of(partly, inputs))
     assert ([site.key for site in sites.hidden], sites.left) == (["1"], {"0": "torch.compile"})
@@ -347,6 +373,8 @@ def test_what_is_out_of_reach_is_named() -> None:
     assert seen.counts == {"1": 1}
     partly[1] = nn.GELU()
     assert_same(found, loss_and_gradients(partly, forward_of(partly, inputs)))
+    outside = find_sites(partly, lambda: partly[2](F.relu(partly[:2](inputs))).sum())
+    assert outside.left["(outside)/relu"] == "called outside every forward of a module"
     relu = torch.jit.script(_scripted)
     hybrid = nn.Sequential(Stack(relu), nn.Tanh(), nn.Linear(3, 2))
     left = find_sites(hybrid, forward_of(hybrid, inputs)).left
