@@ -130,6 +130,10 @@ def test_norms_are_removed_and_their_activations_stay() -> None:
     x = x + layer.self_attn(x, x, x)[0]
     x = x + layer.linear2(torch.tanh(layer.linear1(x)))
     torch.testing.assert_close(output, x)
+    # Torch's fused kernel of the layer would normalize, whatever its norms are.
+    rows = torch.randn(2, 3, 4)
+    with torch.no_grad():
+        torch.testing.assert_close(layer.eval()(rows), layer.train()(rows))
     assert effect(model, sites, mitigation).reason == "the model has no normalization to remove"
 
 

@@ -125,6 +125,35 @@ def test_what_works_in_place_is_found_in_its_input(call: Function) -> None:
     )
 
 
+class Halves(Stack):
+    """Half of the units are rectified, in place through a view."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x)
+            self.call(x[:, :3])
+        result: Tensor = self.head(x)
+        return result
+
+
+def test_a_view_is_written_into() -> None:
+    torch.manual_seed(0)
+    model, inputs = Halves(torch.relu_), torch.randn(5, 6)
+    twin = Halves(lambda x: x.copy_(F.gelu(x.clone())))
+    twin.load_state_dict(model.state_dict())
+    assert_same(swapped(model, inputs), loss_and_gradients(twin, forward_of(twin, inputs)))
+
+
+def test_an_activation_that_blocks_share_is_a_site_in_each() -> None:
+    torch.manual_seed(0)
+    shared = nn.ReLU()
+    model = nn.Sequential(Stack(shared), nn.Linear(3, 6), Stack(shared))
+    sites = find_sites(model, forward_of(model, torch.randn(5, 6)))
+    keys = ["0.call", "0.call#1", "2.call", "2.call#1"]
+    assert [site.key for site in sites.hidden] == keys
+    assert [site.previous for site in sites.hidden] == [None, *keys[:3]]
+
+
 class Aliased(nn.Module):
     """The skip connection carries what was rectified in place, as in many a pre-activation net."""
 
@@ -274,7 +303,6 @@ def test_a_repeat_that_can_not_be_told_is_an_error_and_not_a_wrong_gradient() ->
 def test_nothing_is_left_behind_also_after_an_exception() -> None:
     torch.manual_seed(0)
     model, inputs = nn.Sequential(Parts(False), nn.GELU(), nn.Linear(6, 2)), torch.randn(5, 6)
-    sites = find_sites(model, forward_of(model, inputs))
 
     def state() -> list[Any]:
         return [
@@ -283,6 +311,8 @@ def test_nothing_is_left_behind_also_after_an_exception() -> None:
         ]
 
     before, keys = state(), list(model.state_dict())
+    sites = find_sites(model, forward_of(model, inputs))
+    assert state() == before
     expected = loss_and_gradients(model, forward_of(model, inputs))
     modes = len(torch.overrides._get_current_function_mode_stack())
 
