@@ -22,7 +22,7 @@ Function = Callable[..., Any]
 
 # What runs a backward: as torch functions, and a mode is off inside what it sees.
 _BACKWARDS = (torch.Tensor.backward, torch.autograd.backward, torch.autograd.grad)
-# A torch that doesn't have it can't show what a backward repeats.
+# A torch that doesn't have it can't show what torch.autograd.grad repeats.
 redispatch: Function | None = getattr(torch.overrides, "redispatch_function", None)
 
 
@@ -274,6 +274,10 @@ class _FunctionMode(TorchFunctionMode):
         if func in _BACKWARDS and redispatch is not None:
             with self:
                 return redispatch(func, types, args, kwargs)
+        if func is torch.Tensor.backward:
+            # In a torch that old, what it calls is no torch function.
+            with self:
+                return torch.autograd.backward(args[0], **_renamed(kwargs))
         try:
             name = ELEMENTWISE.get(func)
         except TypeError:  # Something of the user's own that has no hash.
@@ -283,6 +287,10 @@ class _FunctionMode(TorchFunctionMode):
         result = func(*args, **kwargs)
         self._follower.of_other(func, args, kwargs, result)
         return result
+
+
+def _renamed(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    return {"grad_tensors" if key == "gradient" else key: kwargs[key] for key in kwargs}
 
 
 @contextlib.contextmanager
