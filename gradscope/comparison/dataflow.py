@@ -200,9 +200,10 @@ def _origins(edge: Edge) -> set[Edge]:
     while waiting and len(found) < _MOST_NODES:
         node, _ = waiting.pop()
         if _ELEMENTWISE.match(kind(node)):
-            new = [source for source in _sources(node) if source not in found]
+            # A parameter may be a part of much that has nothing else in common.
+            new = [edge for edge in _sources(node) if not hasattr(edge[0], "variable")]
+            waiting += [edge for edge in new if edge not in found]
             found.update(new)
-            waiting += new
     return found
 
 

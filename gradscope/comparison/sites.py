@@ -59,7 +59,6 @@ class Site:
     module: str
     spelling: str
     activation: str | None
-    kind: str
     shape: tuple[int, ...]
     unit_dimension: int
     in_place: bool = False
@@ -265,7 +264,6 @@ def _sorted_out(recorder: _Recorder, flow: Dataflow) -> tuple[tuple[Site, ...], 
                 seen.place.module,
                 seen.place.spelling,
                 seen.activation,
-                "hidden",
                 seen.shape,
                 unit_dimension(seen.given, len(seen.shape)),
                 seen.in_place,

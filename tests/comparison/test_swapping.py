@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from gradscope.comparison.activation import ACTIVATIONS, Activation
 from gradscope.comparison.mitigation import MITIGATIONS, prepare
+from gradscope.comparison.recognition import activation_modules
 from gradscope.comparison.sites import Site, Sites, find_sites
 from gradscope.comparison.swapping import swapping
 from gradscope.errors import ConfigError, UsageError
@@ -82,7 +83,23 @@ def written_with(model: Stack, kind: type[Stack] = Stack) -> Stack:
     return twin
 
 
+class Quick(nn.Module):
+    """GELU as CLIP approximates it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(1.702 * x)
+
+
+class Sine(nn.Module):
+    """Nothing that the catalogue has, and it writes into its input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.sin_()
+
+
 CALLS: dict[str, Function] = {
+    "own module": Quick(),
+    "unknown module": Sine(),
     "nn.ReLU": nn.ReLU(),
     "nn.ReLU(inplace=True)": nn.ReLU(inplace=True),
     "nn.PReLU": nn.PReLU(),
@@ -123,6 +140,56 @@ def test_what_works_in_place_is_found_in_its_input(call: Function) -> None:
         swapped(model, inputs),
         loss_and_gradients(twin := written_with(model), forward_of(twin, inputs)),
     )
+
+
+class Other(nn.Module):
+    """Not entry by entry, a straight line, or nothing twice."""
+
+    def __init__(self, function: Function) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+def test_modules_are_told_by_what_they_return() -> None:
+    others: list[Function] = [
+        lambda x: x.softmax(-1),
+        lambda x: x - x.mean(),
+        lambda x: 2 * x + 1,
+        lambda x: x * torch.rand_like(x),
+        lambda x: x.chunk(2, -1)[0],
+        lambda x: x.reshape(4, 3, -1),
+        torch.log,
+    ]
+    modules = {str(i): Other(function) for i, function in enumerate(others)}
+    state = torch.random.get_rng_state()
+    assert activation_modules(modules) == {}
+    assert torch.equal(torch.random.get_rng_state(), state)
+    own = {"quick": Quick(), "sine": Sine(), "hard": Other(lambda x: F.relu6(x + 3) / 6)}
+    assert activation_modules(own) == {"quick": "gelu", "sine": None, "hard": "hardsigmoid"}
+
+
+def test_units_are_where_the_layer_before_has_them() -> None:
+    def moved(*order: int) -> nn.Module:
+        return Other(lambda x: x.permute(order))
+
+    norm = [moved(0, 2, 3, 1), nn.LayerNorm(4), moved(0, 3, 1, 2)]
+    images, rows = torch.randn(2, 3, 5, 5), torch.randn(2, 3, 7)
+    for layers, inputs, dimension in (
+        ([nn.Conv2d(3, 4, 2)], images, 1),
+        ([nn.Conv2d(3, 4, 2), *norm], images, 1),
+        ([nn.Conv2d(3, 4, 2), *norm[:2], nn.Linear(4, 6)], images, -1),
+        ([nn.Conv1d(3, 4, 2)], rows, 1),
+        ([nn.Conv1d(3, 4, 2), Other(lambda x: x.transpose(-1, -2))], rows, -1),
+        ([nn.Linear(7, 4)], rows, -1),
+        ([nn.Linear(7, 4), moved(2, 0, 1)], rows, 0),
+    ):
+        model = nn.Sequential(*layers, nn.ReLU(), nn.Flatten(), nn.LazyLinear(2))
+        model(inputs)
+        (site,) = find_sites(model, forward_of(model, inputs)).hidden
+        assert site.unit_dimension == dimension
 
 
 class Halves(Stack):
