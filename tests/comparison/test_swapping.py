@@ -215,6 +215,12 @@ def test_models_of_libraries() -> None:
         found = loss_and_gradients(model, language(model))
     assert_same(found, loss_and_gradients(twin, language(twin)), 1e-6)
 
+    small = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 20}
+    bert = transformers.BertForSequenceClassification(transformers.BertConfig(**small))
+    sites = find_sites(bert, lambda: bert(input_ids=words, labels=words[:, 0] % 2).loss)
+    # The last is its pooler's, with the classifier behind it.
+    assert _hidden(sites) == ["gelu", "gelu", "tanh"]
+
     resnet = torchvision.models.ResNet(torchvision.models.resnet.BasicBlock, [1, 1, 1, 1])
     other = deepcopy(resnet)
     for module in [*other.modules()]:
