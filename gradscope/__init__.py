@@ -19,10 +19,13 @@ if TYPE_CHECKING:
     from gradscope.analysis.rule import Rule, rule
     from gradscope.capture.preflight import preflight
     from gradscope.capture.scope import Scope, watch
+    from gradscope.comparison.grid import compare
+    from gradscope.comparison.result import Comparison
     from gradscope.log.reader import load
     from gradscope.record import Entity, Run, Table
 
 _HOMES = {
+    "Comparison": "gradscope.comparison.result",
     "Entity": "gradscope.record",
     "Evidence": "gradscope.analysis.finding",
     "Finding": "gradscope.analysis.finding",
@@ -33,6 +36,7 @@ _HOMES = {
     "Severity": "gradscope.analysis.finding",
     "Table": "gradscope.record",
     "analyze": "gradscope.analysis.analyzer",
+    "compare": "gradscope.comparison.grid",
     "configured_rules": "gradscope.analysis.config",
     "load": "gradscope.log.reader",
     "preflight": "gradscope.capture.preflight",
@@ -43,6 +47,7 @@ _HOMES = {
 _MODULES = ("errors", "figures", "testing")
 
 __all__ = [
+    "Comparison",
     "Entity",
     "Evidence",
     "Finding",
@@ -53,6 +58,7 @@ __all__ = [
     "Severity",
     "Table",
     "analyze",
+    "compare",
     "configured_rules",
     "errors",
     "figures",
