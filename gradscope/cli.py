@@ -1,4 +1,4 @@
-"""The command line: gradscope demo, report RUN, rules, explain RULE."""
+"""The command line: gradscope demo, report RUN, compare MODEL, rules, explain RULE."""
 
 import argparse
 import sys
@@ -19,6 +19,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if parsed.command == "demo":
             _demo(parsed.output)
+        elif parsed.command == "compare":
+            from gradscope.comparison.command import run_compare  # noqa: PLC0415  (needs torch)
+
+            return run_compare(parsed)
         elif parsed.command == "rules":
             _rules(as_json=parsed.json)
         elif parsed.command == "explain":
@@ -70,11 +74,66 @@ def _parser() -> argparse.ArgumentParser:
         choices=("error", "warning"),
         help="exit with status 1 where a finding is that severe",
     )
+    _add_compare(commands)
     rules = commands.add_parser("rules", help="list the rules")
     rules.add_argument("--json", action="store_true", help="with their limits, for machines")
     explain = commands.add_parser("explain", help="what a rule measures, why, and by which limits")
     explain.add_argument("rule", metavar="RULE", help="its code or name: GS101")
     return parser
+
+
+def _add_compare(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    compare = commands.add_parser(
+        "compare",
+        help="which initialization and activation let the gradient reach a model's first layer",
+        description="Measures initializations x activations on your model and batch. What is given "
+        "as package.module:name is a function without arguments, or the thing itself.",
+    )
+    compare.add_argument("model", metavar="MODEL", help="package.module:name, an nn.Module")
+    compare.add_argument(
+        "--data",
+        required=True,
+        metavar="BATCH",
+        help="package.module:name: (inputs..., target), or a mapping for model(**batch)",
+    )
+    compare.add_argument(
+        "--loss",
+        metavar="LOSS",
+        help="package.module:name, as torch.nn.functional:cross_entropy; without it the output's "
+        ".loss counts",
+    )
+    for option, what in (
+        ("--initializations", "kaiming_normal,orthogonal,lsuv,..."),
+        ("--activations", "own,relu,gelu,..."),
+        ("--mitigations", "none,layernorm,residual,..."),
+    ):
+        compare.add_argument(option, metavar="NAMES", help=f"separated by commas: {what}")
+    compare.add_argument("--seeds", type=int, default=5, help="(default: %(default)s)")
+    compare.add_argument(
+        "--train-steps",
+        type=int,
+        default=0,
+        metavar="STEPS",
+        help="train each that long, at four learning rates (default: %(default)s)",
+    )
+    compare.add_argument(
+        "--workers", type=int, default=0, help="processes (default: in this one alone)"
+    )
+    compare.add_argument(
+        "--log-dir",
+        type=Path,
+        metavar="FOLDER",
+        help="keep what was measured there, for TensorBoard, and to go on after an interruption",
+    )
+    compare.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="write to .html, .csv or .txt, too; may be repeated",
+    )
 
 
 def _demo(folder: Path) -> None:

@@ -213,10 +213,12 @@ class _Stand:
         setting = Setting(self._sites, activation, self._mitigation, task.subject.samples)
         initialization = initialization_called(task.choices.initializations[name.initialization])
         torch.manual_seed(task.seed)
-        with self._swapped(setting):
-            done = initialize(
-                model, initialization, self._gain_of(activation), draws, self._forward
-            )
+
+        def forward() -> Tensor:
+            with self._swapped(setting):
+                return task.subject.loss(model)
+
+        done = initialize(model, initialization, self._gain_of(activation), draws, forward)
         if done.reason is not None:
             return Outcome(left_out={name: done.reason})
         torch.manual_seed(task.seed)
@@ -226,22 +228,20 @@ class _Stand:
         cell = measured(name, task.seed, model, task.subject.loss, at_rest)
         if task.train_steps:
             model.zero_grad()
-            with self._swapped(setting):
-                result = trained(
-                    model,
-                    task.subject.loss,
-                    task.train_steps,
-                    self._mitigation,
-                    seed=task.seed,
-                )
+            result = trained(
+                model,
+                lambda: self._backward(setting),
+                task.train_steps,
+                self._mitigation,
+                seed=task.seed,
+            )
             cell = replace(cell, trained=result.loss, learning_rate=result.learning_rate)
         left = {} if initialization.name == "own" else dict(done.left)
         return Outcome([cell], left=left, notes=dict.fromkeys(done.notes))
 
     def _one_step(self, setting: Setting) -> None:
         """Behind zeros no gradient arrives before they have moved (notes of Goyal et al. 2017)."""
-        with self._swapped(setting):
-            self._task.subject.loss(self.model).backward()
+        self._backward(setting)
         with torch.no_grad():
             for parameter in self.model.parameters():
                 if parameter.grad is not None and bool(parameter.grad.any()):
@@ -256,8 +256,13 @@ class _Stand:
             self.model, setting.sites, setting.activation, mitigation=setting.mitigation
         )
 
-    def _forward(self) -> Tensor:
-        return self._task.subject.loss(self.model)
+    def _backward(self, setting: Setting) -> float:
+        """Checkpointed parts run again in the backward, so that it belongs to the swap, too."""
+        with self._swapped(setting):
+            loss = self._task.subject.loss(self.model)
+            if bool(loss.isfinite()):
+                loss.backward()
+        return float(loss.detach())
 
     def _gain_of(self, activation: Activation | None) -> Activation:
         """Of its own activations the one that most sites have."""

@@ -1,14 +1,10 @@
 """`gradscope.compare`: all configurations of a model, over seeds, here or on many workers."""
 
-import hashlib
-import json
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import replace
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +30,6 @@ from gradscope.comparison.cells import (
     cells,
     chunks,
     merge,
-    run,
     sites_of,
 )
 from gradscope.comparison.initialization import CustomInitialization, initialization_called
@@ -43,14 +38,13 @@ from gradscope.comparison.mitigation import Change, mitigation_called
 from gradscope.comparison.prediction import Chain, predicted
 from gradscope.comparison.ranking import agreement, ranked
 from gradscope.comparison.result import (
-    Cell,
     Comparison,
     Configuration,
     Name,
     Verification,
-    as_json,
-    from_json,
 )
+from gradscope.comparison.store import Store
+from gradscope.comparison.workers import here, there
 from gradscope.errors import ConfigError, ConfigTypeError
 
 Progress = Callable[[int, int], None]
@@ -112,11 +106,11 @@ def compare(
         for seed in every
         for part in chunks(choices.names(), _CHUNK if executor else len(choices.names()))
     ]
-    store = _Store(log_dir, tasks, look.layers)
+    store = Store(log_dir, tasks, look.layers)
     outcome = Outcome(list(store.cells))
     total = sum(len(task.names) for task in tasks)
     left = [task for task in map(store.without_known, tasks) if task.names]
-    results = _here(left) if executor is None else _there(left, executor)
+    results = here(left) if executor is None else there(left, executor)
     try:
         for part in results:
             merge(outcome, part)
@@ -247,114 +241,6 @@ def _named(
         message = f"{argument}=[] leaves nothing to compare; leave it out for the usual ones"
         raise ConfigError(message)
     return made
-
-
-def _here(tasks: Sequence[Task]) -> Iterator[Outcome]:
-    for task in tasks:
-        yield from cells(task)
-
-
-def _there(tasks: Sequence[Task], executor: Executor) -> Iterator[Outcome]:
-    """On workers. Those whose worker died are tried again, each in a process of its own."""
-    futures = {executor.submit(run, task): task for task in tasks}
-    broken = []
-    for future in as_completed(futures):
-        error = future.exception()
-        if error is None:
-            yield future.result()
-        elif _is_a_death(error):
-            broken.append(futures[future])
-        else:
-            for other in futures:
-                other.cancel()
-            error.add_note("raised in gradscope.compare, by a worker of the executor")
-            raise error
-    for task in broken:
-        yield from _alone(task)
-
-
-def _is_a_death(error: BaseException) -> bool:
-    """Of a worker; Dask and others have errors of their own for it."""
-    return (
-        isinstance(error, (BrokenProcessPool, ConnectionError)) or "Killed" in type(error).__name__
-    )
-
-
-def _alone(task: Task) -> Iterator[Outcome]:
-    """Cell by cell, each in a new process, so that one that kills its process costs itself."""
-    for name in task.names:
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-            try:
-                yield pool.submit(run, replace(task, names=(name,))).result()
-            except BrokenProcessPool:
-                yield Outcome(notes={f"{name}, seed {task.seed}: its worker died, twice": None})
-
-
-class _Store:
-    """The cells of a comparison, one per line of `cells.jsonl`, kept as they come."""
-
-    def __init__(self, log_dir: str | Path | None, tasks: Sequence[Task], layers: Any) -> None:
-        self.cells: list[Cell] = []
-        self._path: Path | None = None
-        if log_dir is None:
-            return
-        folder = Path(log_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        self._path = folder / "cells.jsonl"
-        header = {"comparison": _fingerprint(tasks[0], layers)}
-        if self._path.exists():
-            self._resume(header)
-        else:
-            self._path.write_text(json.dumps(header) + "\n")
-
-    def _resume(self, header: Mapping[str, str]) -> None:
-        assert self._path is not None  # noqa: S101  (only called with one)
-        first, *lines = self._path.read_text().splitlines() or [""]
-        if first != json.dumps(header):
-            message = (
-                f"log_dir={str(self._path.parent)!r} holds the cells of another comparison (another "
-                "model, batch or train_steps); give another folder"
-            )
-            raise ConfigError(message)
-        for line in lines:
-            # A kill may cut the last one.
-            if line.endswith("}"):
-                self.cells.append(from_json(json.loads(line)))
-
-    def without_known(self, task: Task) -> Task:
-        """What is left to do of it."""
-        known = {(cell.name, cell.seed) for cell in self.cells}
-        return replace(task, names=tuple(n for n in task.names if (n, task.seed) not in known))
-
-    def add(self, new: Iterable[Cell]) -> None:
-        if self._path is None:
-            return
-        with self._path.open("a") as file:
-            for cell in new:
-                file.write(json.dumps(as_json(cell)) + "\n")
-
-
-def _fingerprint(task: Task, layers: Any) -> str:
-    """Of what a cell depends on, functions of the user's aside."""
-    subject = task.subject
-    made = hashlib.sha256(repr((layers, task.train_steps, task.threads)).encode())
-    values = [subject.batch]
-    if isinstance(subject.model, nn.Module):
-        values.append(list(subject.model.state_dict().values()))
-    for tensor in _tensors(values):
-        made.update(repr((tuple(tensor.shape), str(tensor.dtype))).encode())
-        made.update(tensor.detach().cpu().double().numpy().tobytes())
-    return made.hexdigest()
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        yield from _tensors(list(value.values()))
-    elif isinstance(value, (tuple, list)):
-        for part in value:
-            yield from _tensors(part)
 
 
 def _put_together(

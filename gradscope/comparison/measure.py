@@ -1,7 +1,7 @@
 """One seed of one configuration: a forward and a backward, and what is read off them."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -104,6 +104,7 @@ def measured(name: Name, seed: int, model: nn.Module, loss_of: Loss, setting: Se
     weights = [w for w in roles.weights if w.layout is not Layout.LOOKUP]
     variance = np.array([point.mean_square for point in read_at], np.float64)
     line = fit(2 * logs)
+    norms = _norms(model)
     return Cell(
         name=name,
         seed=seed,
@@ -118,11 +119,11 @@ def measured(name: Name, seed: int, model: nn.Module, loss_of: Loss, setting: Se
         dead=_mean(derivatives.dead),
         saturated=_mean(derivatives.saturated),
         similarity=_similarity(outputs, setting.samples),
-        update_ratio=_update_ratio(model),
+        update_ratio=_update_ratio(norms),
         plug_in=_plug_in(weights, read_at, outputs.seen, derivatives.squares),
         weight_variance=_weight_variance(weights),
         bias_variance=_bias_variance(model),
-        failure=_failure(model, weights, float(loss.detach()), logs),
+        failure=_failure(norms, weights, float(loss.detach()), logs),
     )
 
 
@@ -174,13 +175,25 @@ def _similarity(outputs: Outputs, samples: int | None) -> float:
     return float((rows.sum(dim=0).square().sum() - len(rows)) / (len(rows) * (len(rows) - 1)))
 
 
-def _update_ratio(model: nn.Module) -> float:
-    ratios = [
-        float(p.grad.norm() / p.detach().norm())
-        for p in model.parameters()
-        if p.grad is not None and p.dim() > 1 and bool(p.detach().any())
-    ]
+def _update_ratio(norms: Mapping[str, tuple[float, float]]) -> float:
+    ratios = [gradient / weight for gradient, weight in norms.values() if weight > 0]
     return float(np.median(ratios)) if ratios else float("nan")
+
+
+def _norms(model: nn.Module) -> dict[str, tuple[float, float]]:
+    """By weight, the norms of its gradient and of itself, of biases and norms the first alone."""
+    named = {name: p for name, p in model.named_parameters() if p.grad is not None}
+    if not named:
+        return {}
+    values = list(named.values())
+    gradients = torch._foreach_norm([p.grad for p in values])  # noqa: SLF001  (one call for all)
+    weights = torch._foreach_norm([p.detach() for p in values])  # noqa: SLF001
+    return {
+        name: (float(gradient), float(weight) if parameter.dim() > 1 else 0.0)
+        for (name, parameter), gradient, weight in zip(
+            named.items(), gradients, weights, strict=True
+        )
+    }
 
 
 def _weight_variance(weights: Sequence[Weight]) -> float:
@@ -227,12 +240,14 @@ def _plug_in(
     return -fit(np.concatenate([np.zeros(1), -np.cumsum(growth)])).slope
 
 
-def _failure(model: nn.Module, weights: Sequence[Weight], loss: float, gradient: F64) -> str | None:
+def _failure(
+    norms: Mapping[str, tuple[float, float]], weights: Sequence[Weight], loss: float, gradient: F64
+) -> str | None:
     if not math.isfinite(loss):
         return f"the loss is {loss}"
-    for name, parameter in model.named_parameters():
-        if parameter.grad is not None and not bool(parameter.grad.isfinite().all()):
-            return f"the gradient of {name} is not finite"
+    broken = [name for name, (norm, _) in norms.items() if not math.isfinite(norm)]
+    if broken:
+        return f"the gradient of {broken[0]} is not finite"
     if len(gradient) and np.isneginf(gradient).any():
         return f"the gradient is exactly zero at {int(np.isneginf(gradient).sum())} layers"
     copies = [w.name for w in weights[:-1] if _are_copies(w)]

@@ -36,7 +36,7 @@ class Chain:
         else:
             reason = ""
         widths = tuple(p.shape[0] for p in model.parameters() if p.dim() > 1)
-        return cls(reason, widths)
+        return cls(reason, widths[:-1])
 
 
 def predicted(
@@ -68,11 +68,11 @@ def predicted(
             return math.nan, f"no theory: {error}"
         with np.errstate(divide="ignore"):
             curve = np.concatenate([np.zeros(1), -np.cumsum(np.log(field.chi))])
-        remark = field.remark
+        remark = ""
         if not field.steady:
             remark = "the variance leaves an unstable point at random, theory alone misleads"
         elif min(chain.widths, default=_WIDE) < _WIDE:
-            remark = remark or f"layers of {min(chain.widths)} units are far from infinitely many"
+            remark = f"layers of {min(chain.widths)} units are far from infinitely many"
         return -fit(curve).slope, remark
 
     return theory

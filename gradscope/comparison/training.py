@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from gradscope.comparison.mitigation import Mitigation
 
@@ -29,20 +29,23 @@ class Trained:
 
 def trained(
     model: nn.Module,
-    loss_of: Callable[[nn.Module], Tensor],
+    backward: Callable[[], float],
     steps: int,
     mitigation: Mitigation | None,
     *,
     rates: Sequence[float] = LEARNING_RATES,
     seed: int = 0,
 ) -> Trained:
-    """The best of some trainings from the model as it is, which it is afterwards again."""
+    """The best of some trainings from the model as it is, which it is afterwards again.
+
+    backward: runs the model and its backward, and returns the loss.
+    """
     start = copy.deepcopy(model.state_dict())
     best = Trained(math.inf, math.nan)
     for rate in rates:
         model.load_state_dict(start)
         torch.manual_seed(seed)
-        loss = _train(model, loss_of, steps, rate, mitigation)
+        loss = _train(model, backward, steps, rate, mitigation)
         if loss < best.loss:
             best = Trained(loss, rate)
     model.load_state_dict(start)
@@ -51,7 +54,7 @@ def trained(
 
 def _train(
     model: nn.Module,
-    loss_of: Callable[[nn.Module], Tensor],
+    backward: Callable[[], float],
     steps: int,
     rate: float,
     mitigation: Mitigation | None,
@@ -62,11 +65,9 @@ def _train(
     losses = []
     for _ in range(steps):
         optimizer.zero_grad()
-        loss = loss_of(model)
-        losses.append(float(loss.detach()))
+        losses.append(backward())
         if not math.isfinite(losses[-1]):
             return math.inf
-        loss.backward()
         if mitigation and mitigation.clip_norm is not None:
             nn.utils.clip_grad_norm_(parameters, mitigation.clip_norm)
         if mitigation and mitigation.clip_value is not None:

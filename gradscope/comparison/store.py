@@ -1,0 +1,82 @@
+"""Where the cells of a comparison are kept as they come, to go on after an interruption."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from gradscope.comparison.cells import Task
+from gradscope.comparison.result import Cell, as_json, from_json
+from gradscope.errors import ConfigError
+
+
+class Store:
+    """The cells of a comparison, one per line of `cells.jsonl`, kept as they come."""
+
+    def __init__(self, log_dir: str | Path | None, tasks: Sequence[Task], layers: Any) -> None:
+        self.cells: list[Cell] = []
+        self._path: Path | None = None
+        if log_dir is None:
+            return
+        folder = Path(log_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._path = folder / "cells.jsonl"
+        header = {"comparison": _fingerprint(tasks[0], layers)}
+        if self._path.exists():
+            self._resume(header)
+        else:
+            self._path.write_text(json.dumps(header) + "\n")
+
+    def _resume(self, header: Mapping[str, str]) -> None:
+        assert self._path is not None  # noqa: S101  (only called with one)
+        first, *lines = self._path.read_text().splitlines() or [""]
+        if first != json.dumps(header):
+            message = (
+                f"log_dir={str(self._path.parent)!r} holds the cells of another comparison "
+                "(another model, batch or train_steps); give another folder"
+            )
+            raise ConfigError(message)
+        for line in lines:
+            # A kill may cut the last one.
+            if line.endswith("}"):
+                self.cells.append(from_json(json.loads(line)))
+
+    def without_known(self, task: Task) -> Task:
+        """What is left to do of it."""
+        known = {(cell.name, cell.seed) for cell in self.cells}
+        return replace(task, names=tuple(n for n in task.names if (n, task.seed) not in known))
+
+    def add(self, new: Iterable[Cell]) -> None:
+        """Append them to the file."""
+        if self._path is None:
+            return
+        with self._path.open("a") as file:
+            for cell in new:
+                file.write(json.dumps(as_json(cell)) + "\n")
+
+
+def _fingerprint(task: Task, layers: Any) -> str:
+    """Of what a cell depends on, functions of the user's aside."""
+    subject = task.subject
+    made = hashlib.sha256(repr((layers, task.train_steps, task.threads)).encode())
+    values = [subject.batch]
+    if isinstance(subject.model, nn.Module):
+        values.append(list(subject.model.state_dict().values()))
+    for tensor in _tensors(values):
+        made.update(repr((tuple(tensor.shape), str(tensor.dtype))).encode())
+        made.update(tensor.detach().cpu().double().numpy().tobytes())
+    return made.hexdigest()
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from _tensors(list(value.values()))
+    elif isinstance(value, (tuple, list)):
+        for part in value:
+            yield from _tensors(part)
