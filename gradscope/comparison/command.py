@@ -36,7 +36,7 @@ def run_compare(asked: argparse.Namespace) -> int:
         comparison = compare(
             model,
             batch,
-            None if asked.loss is None else _named("--loss", asked.loss),
+            _loss(asked.loss),
             initializations=_list(asked.initializations),
             activations=_list(asked.activations),
             mitigations=_list(asked.mitigations),
@@ -50,6 +50,12 @@ def run_compare(asked: argparse.Namespace) -> int:
     for path in asked.output:
         print(comparison.write(path))  # noqa: T201
     return 0 if comparison.complete else _INTERRUPTED
+
+
+def _loss(place: str | None) -> Any:
+    """A function, or an instance where the class is named, as torch.nn:CrossEntropyLoss."""
+    found = None if place is None else _named("--loss", place)
+    return found() if isinstance(found, type) else found
 
 
 def _list(names: str | None) -> list[str] | None:

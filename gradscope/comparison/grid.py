@@ -99,7 +99,8 @@ def compare(
     if not isinstance(train_steps, int) or train_steps < 0:
         message = f"train_steps={train_steps!r} must be a number of steps, 0 or more"
         raise ConfigError(message)
-    look = _look(subject, every[0], asks_activations=activations is not None)
+    asks = activations is not None and any(one != "own" for one in activations)
+    look = _look(subject, every[0], asks_activations=asks)
     choices = _choices(initializations, activations, mitigations, has_sites=look.has_sites)
     tasks = [
         Task(subject, choices, part, seed, train_steps, torch.get_num_threads())
