@@ -19,17 +19,19 @@ def there(tasks: Sequence[Task], executor: Executor) -> Iterator[Outcome]:
     """On workers. Those whose worker died are tried again, each in a process of its own."""
     futures = {executor.submit(run, task): task for task in tasks}
     broken = []
-    for future in as_completed(futures):
-        error = future.exception()
-        if error is None:
-            yield future.result()
-        elif _is_a_death(error):
-            broken.append(futures[future])
-        else:
-            for other in futures:
-                other.cancel()
-            error.add_note("raised in gradscope.compare, by a worker of the executor")
-            raise error
+    try:
+        for future in as_completed(futures):
+            error = future.exception()
+            if error is None:
+                yield future.result()
+            elif _is_a_death(error):
+                broken.append(futures[future])
+            else:
+                error.add_note("raised in gradscope.compare, by a worker of the executor")
+                raise error
+    finally:
+        for future in futures:
+            future.cancel()
     for task in broken:
         yield from _alone(task)
 
