@@ -105,6 +105,7 @@ def measured(name: Name, seed: int, model: nn.Module, loss_of: Loss, setting: Se
     variance = np.array([point.mean_square for point in read_at], np.float64)
     line = fit(2 * logs)
     norms = _norms(model)
+    squares = [_squares(weight) for weight in weights]
     return Cell(
         name=name,
         seed=seed,
@@ -120,8 +121,8 @@ def measured(name: Name, seed: int, model: nn.Module, loss_of: Loss, setting: Se
         saturated=_mean(derivatives.saturated),
         similarity=_similarity(outputs, setting.samples),
         update_ratio=_update_ratio(norms),
-        plug_in=_plug_in(weights, read_at, outputs.seen, derivatives.squares),
-        weight_variance=_weight_variance(weights),
+        plug_in=_plug_in(weights, squares, read_at, outputs.seen, derivatives.squares),
+        weight_variance=_weight_variance(weights, squares),
         bias_variance=_bias_variance(model),
         failure=_failure(norms, weights, float(loss.detach()), logs),
     )
@@ -182,12 +183,13 @@ def _update_ratio(norms: Mapping[str, tuple[float, float]]) -> float:
 
 def _norms(model: nn.Module) -> dict[str, tuple[float, float]]:
     """By weight, the norms of its gradient and of itself, of biases and norms the first alone."""
-    named = {name: p for name, p in model.named_parameters() if p.grad is not None}
+    named = dict(model.named_parameters())
+    named = {name: p for name, p in named.items() if p.grad is not None}
     if not named:
         return {}
-    values = list(named.values())
-    gradients = torch._foreach_norm([p.grad for p in values])  # noqa: SLF001  (one call for all)
-    weights = torch._foreach_norm([p.detach() for p in values])  # noqa: SLF001
+    arrived = [p.grad for p in named.values() if p.grad is not None]
+    gradients = torch._foreach_norm(arrived)  # noqa: SLF001  (one call for all)
+    weights = torch._foreach_norm([p.detach() for p in named.values()])  # noqa: SLF001
     return {
         name: (float(gradient), float(weight) if parameter.dim() > 1 else 0.0)
         for (name, parameter), gradient, weight in zip(
@@ -196,16 +198,21 @@ def _norms(model: nn.Module) -> dict[str, tuple[float, float]]:
     }
 
 
-def _weight_variance(weights: Sequence[Weight]) -> float:
+def _squares(weight: Weight) -> list[float]:
+    """Of each of its blocks, the sum of squares."""
+    values = _tensor(weight).detach()
+    if len(weight.blocks) == 1:
+        return [float(values.norm()) ** 2]
+    return [float(weight.view(values, block).norm()) ** 2 for block in weight.blocks]
+
+
+def _weight_variance(weights: Sequence[Weight], squares: Sequence[Sequence[float]]) -> float:
     """σ_w²: fan-in times the variance of the weights, over the layers between first and last."""
-    inner = weights[1:-1] or weights
-    return _mean(
-        [
-            float(block.fan_in * w.view(_tensor(w).detach().double(), block).square().mean())
-            for w in inner
-            for block in w.blocks
-        ]
-    )
+    found = [
+        [b.fan_in * square / math.prod(b.shape) for b, square in zip(w.blocks, of, strict=True)]
+        for w, of in zip(weights, squares, strict=True)
+    ]
+    return _mean([value for values in (found[1:-1] or found) for value in values])
 
 
 def _bias_variance(model: nn.Module) -> float:
@@ -220,21 +227,21 @@ def _tensor(role: Any) -> Tensor:
 
 def _plug_in(
     weights: Sequence[Weight],
+    squares: Sequence[Sequence[float]],
     read_at: Sequence[Point],
     outputs: Sequence[Output],
-    squares: Sequence[float],
+    derivatives: Sequence[float],
 ) -> float:
     """Per layer ln χ of a plain chain from its weights and the φ′² that were measured."""
     depth = len(read_at)
-    chain = len(outputs) == depth == len(weights) == len(squares) + 1
+    chain = len(outputs) == depth == len(weights) == len(derivatives) + 1
     if not chain or any(point.joins for point in read_at):
         return float("nan")
     growth = [
-        math.log(max(float(w.view(_tensor(w).detach().double(), b).square().sum()), 1e-300))
-        - math.log(b.matrix[0] * b.matrix[1])
-        + math.log(max(square, 1e-300))
-        for w, square in zip(weights[1:], squares, strict=True)
-        for b in w.blocks[:1]
+        math.log(max(of[0], 1e-300))
+        - math.log(w.blocks[0].matrix[0] * w.blocks[0].matrix[1])
+        + math.log(max(derivative, 1e-300))
+        for w, of, derivative in zip(weights[1:], squares[1:], derivatives, strict=True)
     ]
     # What it would be along the layers, by the same line.
     return -fit(np.concatenate([np.zeros(1), -np.cumsum(growth)])).slope
@@ -257,11 +264,19 @@ def _failure(
 
 
 def _are_copies(weight: Weight) -> bool:
-    values = _tensor(weight)
-    if values.grad is None or weight.layout is not Layout.ROWS or len(values) < 2:  # noqa: PLR2004
+    values = _tensor(weight).detach()
+    gradient = _tensor(weight).grad
+    if gradient is None or weight.layout is not Layout.ROWS or len(values) < 2:  # noqa: PLR2004
         return False
-    both = torch.cat([values.detach(), values.grad], dim=1)
-    return bool((both - both[0]).abs().max() <= _EQUAL * both.abs().max())
+    # Two units tell nearly all apart.
+    few = slice(0, 2)
+    return all(_are_equal(t[few]) for t in (values, gradient)) and all(
+        _are_equal(t) for t in (values, gradient)
+    )
+
+
+def _are_equal(rows: Tensor) -> bool:
+    return bool((rows - rows[0]).abs().max() <= _EQUAL * rows.abs().max())
 
 
 class _ThroughTime:

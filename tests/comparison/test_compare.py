@@ -102,7 +102,7 @@ def test_nothing_of_the_users_changes() -> None:
     before = copy.deepcopy((model.state_dict(), optimizer.state_dict(), batch))
     gradients = [p.grad.clone() for p in model.parameters() if p.grad is not None]
     keys = [set(vars(module)) for module in model.modules()]
-    states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # type: ignore[index, union-attr]  # noqa: NPY002
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # type: ignore[index]  # noqa: NPY002
     gradscope.compare(
         model,
         batch,
@@ -123,7 +123,7 @@ def test_nothing_of_the_users_changes() -> None:
     assert not model.training
     assert torch.equal(torch.get_rng_state(), states[0])
     assert random.getstate() == states[1]
-    assert np.random.get_state()[1].tolist() == states[2]  # type: ignore[index, union-attr]  # noqa: NPY002
+    assert np.random.get_state()[1].tolist() == states[2]  # type: ignore[index]  # noqa: NPY002
 
 
 def test_a_process_pool_gives_the_same_numbers(here: Comparison) -> None:
@@ -224,23 +224,23 @@ def test_a_model_without_activations_is_compared_by_its_initializations() -> Non
 
 
 @pytest.mark.parametrize(
-    ("arguments", "changes", "error", "words"),
+    ("model", "changes", "error", "words"),
     [
-        ((lambda: 3,), {}, ConfigError, "model_or_factory returned int"),
-        ((7,), {}, ConfigTypeError, "model_or_factory=7"),
-        ((make_model,), {"initializations": ["kaimng"]}, ConfigError, "'kaiming'"),
-        ((make_model,), {"activations": ["relo"]}, ConfigError, "'relu'"),
-        ((make_model,), {"mitigations": ["batchnrm"]}, ConfigError, "'batchnorm'"),
-        ((make_model,), {"activations": "relu"}, ConfigTypeError, r"\['relu'\]"),
-        ((make_model,), {"activations": [lambda x: x / 0 * 0]}, ConfigError, "nan"),
-        ((make_model,), {"seeds": 0}, ConfigError, "seeds=0"),
-        ((make_model,), {"train_steps": -1}, ConfigError, "train_steps=-1"),
-        ((make_model,), {"loss_fn": lambda out, _: out}, ConfigError, "must be one number"),
-        ((make_model,), {"loss_fn": lambda out, _: out.sum().item()}, ConfigError, "not a tensor"),
+        (lambda: 3, {}, ConfigError, "model_or_factory returned int"),
+        (7, {}, ConfigTypeError, "model_or_factory=7"),
+        (make_model, {"initializations": ["kaimng"]}, ConfigError, "'kaiming'"),
+        (make_model, {"activations": ["relo"]}, ConfigError, "'relu'"),
+        (make_model, {"mitigations": ["batchnrm"]}, ConfigError, "'batchnorm'"),
+        (make_model, {"activations": "relu"}, ConfigTypeError, r"\['relu'\]"),
+        (make_model, {"activations": [lambda x: x / 0 * 0]}, ConfigError, "nan"),
+        (make_model, {"seeds": 0}, ConfigError, "seeds=0"),
+        (make_model, {"train_steps": -1}, ConfigError, "train_steps=-1"),
+        (make_model, {"loss_fn": lambda out, _: out}, ConfigError, "must be one number"),
+        (make_model, {"loss_fn": lambda out, _: out.sum().item()}, ConfigError, "not a tensor"),
     ],
 )
 def test_bad_input_is_refused_before_the_grid(
-    arguments: tuple[Any, ...], changes: dict[str, Any], error: type[Exception], words: str
+    model: Any, changes: dict[str, Any], error: type[Exception], words: str
 ) -> None:
     settings = {"loss_fn": nn.functional.cross_entropy, **changes}
 
@@ -248,7 +248,7 @@ def test_bad_input_is_refused_before_the_grid(
         pytest.fail("the grid has started")
 
     with pytest.raises(error, match=words):
-        gradscope.compare(*arguments, make_batch(), progress=never, **settings)
+        gradscope.compare(model, make_batch(), progress=never, **settings)
 
 
 def test_a_batch_that_does_not_fit_says_which() -> None:

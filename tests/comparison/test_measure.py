@@ -49,16 +49,17 @@ def test_orthogonal_layers_of_tiny_inputs_grow_by_their_scale(scale: float) -> N
 
 def test_dead_and_saturated_units_are_counted() -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    first = nn.Linear(4, 8)
+    model = nn.Sequential(first, nn.ReLU(), nn.Linear(8, 2))
     with torch.no_grad():
-        model[0].weight[:3] = 0  # type: ignore[index]
-        model[0].bias[:3] = -1  # type: ignore[index]
+        first.weight[:3] = 0
+        first.bias[:3] = -1
     x = torch.randn(32, 4)
-    off = (model[0](x) <= 0).double()
+    off = (first(x) <= 0).double()
     cell = _cell(model, x)
     assert cell.dead == pytest.approx(float((off.mean(dim=0) == 1).double().mean()))
     assert cell.saturated == pytest.approx(float(off.mean()))
-    h = model[0](x).detach().double()
+    h = first(x).detach().double()
     tanh = _cell(model, x, "tanh")
     assert tanh.saturated == pytest.approx(float((1 - h.tanh() ** 2 < 0.01).double().mean()))
     assert tanh.dead == 0
@@ -110,11 +111,11 @@ def test_an_honest_initialization_is_no_failure() -> None:
 def test_time_is_measured_towards_the_first_step() -> None:
     torch.manual_seed(0)
     layer = nn.RNN(8, 8, batch_first=True)
-    nn.init.orthogonal_(layer.weight_hh_l0, 0.8)
-    nn.init.orthogonal_(layer.weight_ih_l0)
     for name, parameter in layer.named_parameters():
         if "bias" in name:
             nn.init.zeros_(parameter)
+        else:
+            nn.init.orthogonal_(parameter, 0.8 if "hh" in name else 1.0)
 
     class Last(nn.Module):
         def __init__(self) -> None:
