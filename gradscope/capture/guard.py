@@ -11,7 +11,7 @@ from typing import ParamSpec
 
 import torch
 
-import gradscope
+from gradscope import errors
 from gradscope.errors import GradscopeWarning
 
 P = ParamSpec("P")
@@ -33,7 +33,7 @@ DISPLAY = "the report in TensorBoard"
 LIVE = "findings during training"
 ON_FINDING = "on_finding"
 
-_NOT_THE_USERS = tuple(str(Path(module.__file__ or "").parent) for module in (gradscope, torch))
+_NOT_THE_USERS = tuple(str(Path(module.__file__ or "").parent) for module in (errors, torch))
 
 
 @dataclass(frozen=True, slots=True)
