@@ -117,7 +117,8 @@ class Configuration:
     @property
     def gradient(self) -> F64:
         """(seeds, L): ln ‖∂loss/∂h‖ by layer, from the input to the output."""
-        return np.stack([cell.gradient for cell in self.cells if len(cell.gradient)] or [[]])
+        found = [cell.gradient for cell in self.cells if len(cell.gradient)]
+        return np.stack(found) if found else np.empty((0, 0))
 
     @property
     def depth(self) -> int:

@@ -1,0 +1,69 @@
+"""What a comparison says, in sentences that terminal and page share."""
+
+import math
+
+from gradscope.analysis.words import count, number
+from gradscope.comparison.result import Comparison, Configuration
+from gradscope.comparison.table import per_layer
+
+
+def verdict(comparison: Comparison) -> str:
+    """In a sentence, which configurations lead."""
+    best, top = comparison.best, [c for c in comparison.configurations if c.tier == 1]
+    if best.failure is not None:
+        return "No configuration can train."
+    if math.isnan(best.score.mean):
+        return "Too few layers for a slope: nothing is told apart."
+    if len(top) == len(comparison.configurations) > 1:
+        return f"All {len(top)} configurations carry the gradient alike."
+    others = f", and {len(top) - 1} more can't be told from it" if len(top) > 1 else ""
+    return f"{best.name} carries the gradient best{others}."
+
+
+def gradient(c: Configuration) -> str:
+    """What becomes of the gradient's norm from the last layer to the first."""
+    if c.failure is not None:
+        return c.failure
+    ways = [("layers", c.mean("decades")), ("time", c.mean("time_decades"))]
+    told = [
+        f"{number(10 ** abs(d))}-fold {'smaller' if d < 0 else 'larger'} over the {what}"
+        for what, d in ways
+        if not math.isnan(d)
+    ]
+    return "; ".join(told) or "not measured"
+
+
+def recommendation(comparison: Comparison) -> str:
+    """What to do, and how far that was tried."""
+    best, tried = comparison.best, comparison.verification
+    if best.failure is not None:
+        return "There is nothing to recommend."
+    if best.name.initialization == "own" and best.name.activation == "own":
+        return "Keep the initialization and the activation that the model has."
+    if tried is None:
+        return f"Worth a try: {best.name}. It was not tried in a training."
+    losses = (
+        f"after {count(tried.steps, 'step')} on the batch, each at its best of four learning "
+        f"rates, the loss is {number(tried.recommended)}, with the model's own {number(tried.own)}"
+    )
+    if not tried.better:
+        return f"Keep what the model has: {best.name} carries the gradient, but {losses}."
+    return f"Take {best.name}: {losses}."
+
+
+def disagreements(comparison: Comparison) -> list[str]:
+    """Where theory is outside what the seeds' interval allows, and by one hundredth or more."""
+    told = []
+    for c in comparison.configurations:
+        wide = math.isnan(c.growth.low) or c.growth.low <= c.theory <= c.growth.high
+        if math.isnan(c.theory) or wide or abs(c.theory_error) < 0.02:  # noqa: PLR2004
+            continue
+        plug_in = c.mean("plug_in")
+        why = c.remark or "layers of finite width, or weights that are not independent"
+        if not math.isnan(plug_in) and abs(plug_in - c.growth.mean) < abs(c.theory_error) / 2:
+            why = c.remark or "the variance takes another course than in layers of infinite width"
+        told.append(
+            f"{c.name}: theory says {number(per_layer(c.theory))} per layer, measured is "
+            f"{number(per_layer(c.growth.mean))}. Why that may be: {why}."
+        )
+    return told
