@@ -1,4 +1,4 @@
-"""Glorot & Bengio 2010, figures 6 and 7: what the initialization does to the gradient of a tanh net.
+"""Glorot & Bengio 2010, figures 6 and 7: initialization and the gradient of a tanh net.
 
 Five hidden layers of 1000 tanh units. The weights were then usually U(−1/√n, 1/√n): a variance of
 1/(3n), a third of what keeps a signal. The gradient shrinks on its way to the input. With their
@@ -8,6 +8,7 @@ and others; here it is scikit-learn's digits.
     python examples/published/glorot_2010.py [picture.png]
 """
 
+import itertools
 import math
 import sys
 from dataclasses import dataclass
@@ -73,7 +74,7 @@ def measure(name: str, width: int, draws: Draws) -> Measured:
 
     values, sums, weights = pixels, [], []
     sizes = [pixels.shape[1], *[width] * HIDDEN, CLASSES]
-    for layer, (fan_in, fan_out) in enumerate(zip(sizes, sizes[1:], strict=False)):
+    for layer, (fan_in, fan_out) in enumerate(itertools.pairwise(sizes)):
         # The same numbers for both, scaled: what differs is the initialization alone.
         noise = draws.uniform(f"layer {layer}", (fan_out, fan_in))
         weights.append(noise * math.sqrt(variance(fan_in, fan_out)))
@@ -128,9 +129,8 @@ def main(picture: str | Path | None = None, *, width: int = 1000) -> dict[str, M
     print("\n                                      published   theory   ours")
     for name, said in (("standard", "shrinks"), ("normalized", "stays")):
         own = found[name]
-        print(
-            f"gradient per layer, {name:11}    {said:>12}{own.expected_growth:9.3f}{own.growth:7.3f}"
-        )
+        print(f"gradient per layer, {name:11}    {said:>12}", end="")
+        print(f"{own.expected_growth:9.3f}{own.growth:7.3f}")
     for name, said in PUBLISHED_SINGULAR_VALUE.items():
         own = found[name]
         print(f"mean singular value, {name:11}  about {said:.1f} *{own.singular_value:18.2f}")

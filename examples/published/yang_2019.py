@@ -100,7 +100,9 @@ def main(
         kind, _, rest = name.partition(",")
         said = f"{PUBLISHED:.3f}" if kind == "relu" else "over 1"
         size = int(rest.split()[-1]) if "batch" in rest else large
-        print(f"{name:22}{said if kind != 'linear' else '':>9}{batch_norm(kind, size):9.3f}{own:9.3f}")
+        print(
+            f"{name:22}{said if kind != 'linear' else '':>9}{batch_norm(kind, size):9.3f}{own:9.3f}"
+        )
     if picture is not None:
         draw(curves, picture)
     return found
