@@ -31,7 +31,7 @@ SAMPLES = 256
 
 # σ_w², the variance of a weight times its fan-in where a layer is as wide as the last.
 WEIGHT_VARIANCE = {"standard": 1 / 3, "normalized": 1.0}
-# The mean singular value of a layer's Jacobian, recalled from the text beside their figure 7.
+# The mean singular value of a layer's Jacobian, as recalled from their text.
 PUBLISHED_SINGULAR_VALUE = {"standard": 0.5, "normalized": 0.8}
 
 
@@ -50,7 +50,7 @@ class Measured:
     @property
     def growth(self) -> float:
         """The factor of the gradient per layer, towards the input."""
-        return (self.gradient[0] / self.gradient[-1]) ** (1 / (HIDDEN - 1))
+        return math.exp(math.log(self.gradient[0] / self.gradient[-1]) / (HIDDEN - 1))
 
     @property
     def expected_growth(self) -> float:
@@ -131,9 +131,9 @@ def main(picture: str | Path | None = None, *, width: int = 1000) -> dict[str, M
         own = found[name]
         print(f"gradient per layer, {name:11}    {said:>12}", end="")
         print(f"{own.expected_growth:9.3f}{own.growth:7.3f}")
-    for name, said in PUBLISHED_SINGULAR_VALUE.items():
+    for name, published in PUBLISHED_SINGULAR_VALUE.items():
         own = found[name]
-        print(f"mean singular value, {name:11}  about {said:.1f} *{own.singular_value:18.2f}")
+        print(f"mean singular value, {name:11}  about {published:.1f} *{own.singular_value:18.2f}")
     print("* as recalled")
     if picture is not None:
         draw(found, picture)

@@ -4,7 +4,7 @@ ReLU cancels half of each signal. Weights of variance 1/n (Xavier) leave half of
 of the gradient per layer, weights of variance 2/n all of it. Their net of 22 layers learned with
 both, with theirs sooner; with 30 layers Xavier "completely stalls", and theirs learns. They had
 convolutions and ImageNet; here it is a fully connected net and scikit-learn's digits, each
-initialization with the better of two learning rates.
+initialization with the best of three learning rates.
 
     python examples/published/he_2015.py [picture.png]
 """
@@ -32,7 +32,7 @@ from gradscope.reporters.figures.theme import drawing
 
 CLASSES = 10
 BATCH = 64
-RATES = (0.003, 0.01)
+RATES = (0.003, 0.01, 0.03)
 # Both are initializations of gradscope; paired, as they scale the same random numbers.
 VARIANCES = {"xavier_normal": 1.0, "kaiming_normal": 2.0}
 PUBLISHED = {
@@ -59,7 +59,8 @@ class Measured:
 def deep(depth: int, width: int, name: str, seed: int) -> nn.Sequential:
     sizes = [64, *[width] * (depth - 1), CLASSES]
     layers = [nn.Linear(*pair) for pair in itertools.pairwise(sizes)]
-    model = nn.Sequential(*(part for layer in layers for part in (layer, nn.ReLU())))[:-1]
+    parts = [part for layer in layers for part in (layer, nn.ReLU())][:-1]
+    model = nn.Sequential(*parts)
     relu = activation_called("relu")
     initialize(model, initialization_called(name), relu, Draws(seed), lambda: None)
     return model
@@ -117,7 +118,8 @@ def draw(found: dict[tuple[int, str], Measured], picture: str | Path) -> None:
     with drawing(LIGHT):
         figure, _ = new_figure(3.6)
         figure.clear()
-        for axes, depth in zip(np.ravel(figure.subplots(1, 2, sharey=True)), depths, strict=True):
+        panels = figure.subplots(1, len(depths), sharey=True, squeeze=False)[0]
+        for axes, depth in zip(panels, depths, strict=True):
             for name, colour, dashes in (
                 ("xavier_normal", LIGHT.nonfinite, "--"),
                 ("kaiming_normal", LIGHT.line, "-"),

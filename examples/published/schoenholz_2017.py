@@ -121,9 +121,10 @@ def draw(found: Trained, picture: str | Path) -> None:
         )  # fmt: skip
         axes.plot(rows, "o-", c="white", mec=LIGHT.ink, mew=1.0, ms=7, lw=2)
         for column, (row, depth) in enumerate(zip(rows, found.published, strict=True)):
+            said = f"= {depth:.0f}" if depth < _FAR else f"> {_FAR}"
             axes.annotate(
-                f"6 ξ = {depth:.0f}" if depth < _FAR else f"6 ξ > {_FAR}", (column, row), (0, -13), textcoords="offset points",
-                ha="center", fontsize=8, bbox={"fc": "white", "ec": "none", "pad": 1.2},
+                f"6 ξ {said}", (column, row), (0, -13), textcoords="offset points", ha="center",
+                fontsize=8, bbox={"fc": "white", "ec": "none", "pad": 1.2},
             )  # fmt: skip
         axes.set_xticks(range(len(found.variances)), [f"{v:g}" for v in found.variances])
         axes.set_yticks(range(len(found.depths)), [str(depth) for depth in found.depths])
