@@ -16,6 +16,7 @@ from gradscope.comparison.table import per_layer
 from gradscope.comparison.wording import disagreements, gradient, recommendation, verdict
 from gradscope.reporters.html.script import stylesheet
 from gradscope.reporters.templates import template
+from gradscope.reporters.wording import inert
 
 # More lines can't be told apart; decades beyond this are all as bad.
 _MOST_LINES = 40
@@ -76,10 +77,12 @@ def _digest(text: str) -> str:
     return f"'sha256-{base64.b64encode(digest).decode()}'"
 
 
-def _snippet(comparison: Comparison) -> str:
+def _snippet(comparison: Comparison) -> Markup:
+    """The code, whose lines stay lines."""
     tried = comparison.verification
     wanted = comparison.best.failure is None and (tried is None or tried.better)
-    return comparison.best.snippet.rstrip() if wanted else ""
+    lines = comparison.best.snippet.rstrip().split("\n") if wanted else []
+    return Markup("\n").join(inert(line) for line in lines)
 
 
 # The gradient by depth, in decades, at the last layer 0.

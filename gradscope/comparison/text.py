@@ -85,7 +85,7 @@ def _is(value: float) -> bool:
 
 
 def _named(c: Configuration) -> str:
-    return f"{c.name}  ({c.failure})" if c.failure else str(c.name)
+    return f"× {c.name}" if c.failure else str(c.name)
 
 
 def _style(c: Configuration) -> str:
@@ -96,6 +96,7 @@ def _style(c: Configuration) -> str:
 
 def _lists(comparison: Comparison, console: Console, width: int) -> None:
     lists = {
+        "Can't train": [f"{c.name}: {c.failure}" for c in comparison.configurations if c.failure],
         "Where theory and measurement differ": disagreements(comparison),
         "Not compared": [f"{name}: {why}" for name, why in comparison.left_out.items()],
         "Left as it was": [f"{name}: {why}" for name, why in comparison.left.items()],

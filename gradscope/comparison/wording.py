@@ -56,7 +56,7 @@ def disagreements(comparison: Comparison) -> list[str]:
     told = []
     for c in comparison.configurations:
         wide = math.isnan(c.growth.low) or c.growth.low <= c.theory <= c.growth.high
-        if math.isnan(c.theory) or wide or abs(c.theory_error) < 0.02:  # noqa: PLR2004
+        if c.failure or math.isnan(c.theory) or wide or abs(c.theory_error) < 0.02:  # noqa: PLR2004
             continue
         plug_in = c.mean("plug_in")
         why = c.remark or "layers of finite width, or weights that are not independent"
