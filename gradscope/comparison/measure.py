@@ -12,6 +12,7 @@ from scipy import stats
 from torch import Tensor, nn
 
 from gradscope.comparison.activation import ACTIVATIONS, Activation
+from gradscope.comparison.isometry import conditioning
 from gradscope.comparison.mitigation import Mitigation
 from gradscope.comparison.result import F64, Cell, Name
 from gradscope.comparison.roles import Layout, Weight, roles_of
@@ -96,6 +97,7 @@ def measured(name: Name, seed: int, model: nn.Module, loss_of: Loss, setting: Se
         outputs = afterwards.enter_context(seeing_outputs(model))
         loss = loss_of(model)
         read_at = points(loss, outputs.seen)
+        evenness = conditioning(model, read_at, outputs.seen, setting.samples)
         gradients = Gradients(read_at, setting.samples)
         afterwards.callback(gradients.close)
         loss.backward()
@@ -121,6 +123,7 @@ def measured(name: Name, seed: int, model: nn.Module, loss_of: Loss, setting: Se
         saturated=_mean(derivatives.saturated),
         similarity=_similarity(outputs, setting.samples),
         update_ratio=_update_ratio(norms),
+        conditioning=evenness,
         plug_in=_plug_in(weights, squares, read_at, outputs.seen, derivatives.squares),
         weight_variance=_weight_variance(weights, squares),
         bias_variance=_bias_variance(model),

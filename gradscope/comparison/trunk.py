@@ -27,6 +27,7 @@ class Output:
     """What a weighted layer gave: its name, where it is in the graph, and E h² in float64."""
 
     name: str
+    tensor: Tensor
     node: Node
     number: int
     mean_square: float
@@ -59,7 +60,7 @@ class Outputs:
         entering = _first(given)
         self.last_input = None if entering is None else entering.detach()
         square = float(tensor.detach().double().square().mean())
-        self.seen.append(Output(name, tensor.grad_fn, tensor.output_nr, square))
+        self.seen.append(Output(name, tensor, tensor.grad_fn, tensor.output_nr, square))
 
 
 def _first(value: Any) -> Tensor | None:

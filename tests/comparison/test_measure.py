@@ -47,6 +47,31 @@ def test_orthogonal_layers_of_tiny_inputs_grow_by_their_scale(scale: float) -> N
     assert cell.saturated == 0
 
 
+@pytest.mark.parametrize("scale", [0.5, 1.5])
+def test_orthogonal_linear_layers_are_isometric_up_to_their_scale(scale: float) -> None:
+    torch.manual_seed(0)
+    cell = _cell(_stack(6, 16, scale, nn.Tanh()), 1e-6 * torch.randn(32, 16))
+    assert cell.conditioning == pytest.approx(1, abs=1e-3)
+
+
+def test_conditioning_is_that_of_the_singular_values() -> None:
+    torch.manual_seed(0)
+    layers = [nn.Linear(24, 24) for _ in range(5)]
+    model = nn.Sequential(*[m for layer in layers for m in (layer, nn.Identity())], nn.Tanh())
+    # From the first of five layers to the last but one.
+    jacobian = torch.linalg.multi_dot([layer.weight.double() for layer in layers[3:0:-1]])
+    squares = torch.linalg.svdvals(jacobian) ** 2
+    expected = (squares.square().mean() / squares.mean() ** 2).item()
+
+    def loss(net: nn.Module) -> Tensor:
+        made: Tensor = net(torch.zeros(4000, 24) + 0.1).square().mean()
+        return made
+
+    cell = measured(Name("own"), 0, model, loss, Setting(None, None, None, 4000))
+    # 4000 random vectors.
+    assert cell.conditioning == pytest.approx(expected, rel=0.08)
+
+
 def test_dead_and_saturated_units_are_counted() -> None:
     torch.manual_seed(0)
     first = nn.Linear(4, 8)
