@@ -6,13 +6,10 @@ kaiming and xavier on a ReLU network lies exactly ln 2 per layer, without noise.
 
 import hashlib
 import math
-import random
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 # What 30 layers of 1024 × 1024 need, as normals and as uniforms; more is drawn again each time.
 _KEPT_BYTES = 256 << 20
@@ -84,27 +81,3 @@ def _orthonormal(normals: Tensor) -> Tensor:
     q, r = torch.linalg.qr((normals.mT if wide else normals).double())
     drawn: Tensor = q * r.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)
     return (drawn.mT if wide else drawn).float().contiguous()
-
-
-@contextmanager
-def random_state_kept(model: nn.Module | None = None) -> Iterator[None]:
-    """What runs inside may draw from Python's, NumPy's and torch's generators; none has moved.
-
-    Of torch's, the CPU's and those of the devices on which the model's parameters are.
-    """
-    places: dict[str, set[torch.device]] = {}
-    for parameter in () if model is None else model.parameters():
-        device = parameter.device
-        if device.type not in {"cpu", "meta"}:
-            places.setdefault(device.type, set()).add(device)
-    held_python = random.getstate()
-    held_numpy = np.random.get_state()  # noqa: NPY002  (the state that other code draws from)
-    with ExitStack() as forked:
-        forked.enter_context(torch.random.fork_rng(devices=[]))
-        for kind, devices in places.items():
-            forked.enter_context(torch.random.fork_rng(devices=devices, device_type=kind))
-        try:
-            yield
-        finally:
-            random.setstate(held_python)
-            np.random.set_state(held_numpy)  # noqa: NPY002

@@ -16,12 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from gradscope.capture.names import owned_parameters
+from gradscope.capture.trial import same_random_numbers
 from gradscope.comparison import snippets
 from gradscope.comparison.activation import Activation
 from gradscope.comparison.assignment import assign, underlying
 from gradscope.comparison.branches import branch_ends
 from gradscope.comparison.critical import critical
-from gradscope.comparison.draws import Draws, random_state_kept
+from gradscope.comparison.draws import Draws
 from gradscope.comparison.filling import Rule, filled, filled_bias, filled_by_default
 from gradscope.comparison.lsuv import unit_variance
 from gradscope.comparison.meanfield import gain
@@ -278,7 +279,7 @@ def initialize(
     Raises ConfigError for a model that can't be initialized here (lazy, meta, quantized, sharded).
     """
     refuse(model)
-    with random_state_kept(model):
+    with same_random_numbers(model):
         if initialization.function is not None:
             return _by_function(model, initialization, draws)
         missing = initialization.reason(activation)
