@@ -1,6 +1,5 @@
 """The activation functions that are compared, by name."""
 
-import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -8,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from gradscope.comparison.naming import known
 from gradscope.errors import ConfigError, ConfigTypeError
 
 ActivationFunction = Callable[[Tensor], Tensor]
@@ -83,15 +83,7 @@ def activation_called(wanted: str | ActivationFunction | Activation) -> Activati
     if isinstance(wanted, Activation):
         return wanted
     if isinstance(wanted, str):
-        name = _ALSO.get(wanted.lower(), wanted.lower())
-        if name not in ACTIVATIONS:
-            nearest = difflib.get_close_matches(name, [*ACTIVATIONS, *_ALSO], 1, 0.0)
-            message = (
-                f"activations: {wanted!r} is unknown; the nearest name is {nearest[0]!r}. "
-                f"Known are {', '.join(ACTIVATIONS)}, or give a function of a tensor"
-            )
-            raise ConfigError(message)
-        return ACTIVATIONS[name]
+        return known("activations", wanted, ACTIVATIONS, _ALSO, "a function of a tensor")
     if not callable(wanted):
         message = f"activations: {wanted!r} is neither a name nor a function of a tensor"
         raise ConfigTypeError(message)

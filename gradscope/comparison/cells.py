@@ -10,8 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from gradscope.capture.trial import applied, checked, cloned, copied, noted, same_random_numbers
-from gradscope.comparison.activation import ACTIVATIONS, Activation, ActivationFunction
-from gradscope.comparison.activation import activation_called as _activation_called
+from gradscope.comparison.activation import (
+    ACTIVATIONS,
+    Activation,
+    ActivationFunction,
+    activation_called,
+)
 from gradscope.comparison.draws import Draws
 from gradscope.comparison.initialization import (
     CustomInitialization,
@@ -207,7 +211,7 @@ class _Stand:
         task, model = self._task, self.model
         activation = None
         if name.activation != "own":
-            activation = _activation_called(task.choices.activations[name.activation])
+            activation = activation_called(task.choices.activations[name.activation])
         model.load_state_dict(self._start)
         model.zero_grad()
         setting = Setting(self._sites, activation, self._mitigation, task.subject.samples)

@@ -6,7 +6,6 @@ embedding that isn't tied to a linear layer is looked up, not multiplied: rules 
 fan leave it.
 """
 
-import difflib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -26,6 +25,7 @@ from gradscope.comparison.draws import Draws
 from gradscope.comparison.filling import Rule, filled, filled_bias, filled_by_default
 from gradscope.comparison.lsuv import unit_variance
 from gradscope.comparison.meanfield import gain
+from gradscope.comparison.naming import known
 from gradscope.comparison.refusal import refuse
 from gradscope.comparison.roles import Layout, Weight, roles_of
 from gradscope.errors import ConfigError, ConfigTypeError
@@ -247,15 +247,7 @@ def initialization_called(wanted: str | CustomInitialization | Initialization) -
     if isinstance(wanted, Initialization):
         return wanted
     if isinstance(wanted, str):
-        name = _ALSO.get(wanted.lower(), wanted.lower())
-        if name not in INITIALIZATIONS:
-            nearest = difflib.get_close_matches(name, [*INITIALIZATIONS, *_ALSO], 1, 0.0)
-            message = (
-                f"initializations: {wanted!r} is unknown; the nearest name is {nearest[0]!r}. "
-                f"Known are {', '.join(INITIALIZATIONS)}, or give a function of a model"
-            )
-            raise ConfigError(message)
-        return INITIALIZATIONS[name]
+        return known("initializations", wanted, INITIALIZATIONS, _ALSO, "a function of a model")
     if not callable(wanted) or isinstance(wanted, nn.Module):
         message = f"initializations: {wanted!r} is neither a name nor a function of a model"
         raise ConfigTypeError(message)

@@ -1,6 +1,5 @@
 """The known cures of vanishing and exploding gradients, as changes of a model or its training."""
 
-import difflib
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,8 +10,9 @@ from torch import Tensor, nn
 
 from gradscope.capture import names
 from gradscope.capture.entities import module_group
+from gradscope.comparison.naming import known
 from gradscope.comparison.sites import Site, Sites
-from gradscope.errors import ConfigError, ConfigTypeError
+from gradscope.errors import ConfigTypeError
 
 # What a function of a user's makes of the model: another one, or the same, changed.
 Change = Callable[[nn.Module], nn.Module | None]
@@ -73,15 +73,7 @@ def mitigation_called(wanted: str | Change | Mitigation) -> Mitigation:
     if isinstance(wanted, Mitigation):
         return wanted
     if isinstance(wanted, str):
-        name = wanted.lower()
-        if name not in MITIGATIONS:
-            nearest = difflib.get_close_matches(name, MITIGATIONS, 1, 0.0)
-            message = (
-                f"mitigations: {wanted!r} is unknown; the nearest name is {nearest[0]!r}. "
-                f"Known are {', '.join(MITIGATIONS)}, or give a function of the model"
-            )
-            raise ConfigError(message)
-        return MITIGATIONS[name]
+        return known("mitigations", wanted, MITIGATIONS, {}, "a function of the model")
     if not callable(wanted):
         message = f"mitigations: {wanted!r} is neither a name nor a function of the model"
         raise ConfigTypeError(message)
