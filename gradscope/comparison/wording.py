@@ -48,7 +48,9 @@ def recommendation(comparison: Comparison) -> str:
     )
     if not tried.better:
         return f"Keep what the model has: {best.name} carries the gradient, but {losses}."
-    return f"Take {best.name}: {losses}."
+    activation = best.name.activation
+    also = "" if activation == "own" else f" (in the model, write {activation} for its activations)"
+    return f"Take {best.name}{also}: {losses}."
 
 
 def disagreements(comparison: Comparison) -> list[str]:
