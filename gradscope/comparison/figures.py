@@ -70,10 +70,14 @@ def gradient_by_depth(
             logs = np.where(np.isfinite(c.gradient), c.gradient, np.nan)
             relative = np.exp(logs - logs[:, -1:])
             layers = np.arange(1, c.depth + 1)
+            measured = ~np.isnan(relative).all(axis=0)
+            if not measured.any():
+                continue
+            layers, relative = layers[measured], relative[:, measured]
             (line,) = axes.plot(layers, np.nanmedian(relative, axis=0), label=str(c.name), lw=1.6)
             low, high = np.nanmin(relative, axis=0), np.nanmax(relative, axis=0)
             axes.fill_between(layers, low, high, color=line.get_color(), alpha=0.15, lw=0)
-            if not math.isnan(c.theory):
+            if not math.isnan(c.theory) and len(layers) > 2:  # noqa: PLR2004
                 inner = layers[1:-1]
                 steps = inner[-1] - inner if len(inner) else inner
                 start = np.nanmedian(relative[:, -2])

@@ -1,5 +1,6 @@
 """A comparison for TensorBoard's hparams: one run per configuration, under its name."""
 
+import hashlib
 import math
 import re
 from pathlib import Path
@@ -9,6 +10,9 @@ from torch.utils.tensorboard.summary import hparams
 
 from gradscope.comparison.result import Comparison, Configuration
 from gradscope.comparison.table import per_layer
+
+# File systems end at 255 bytes; a letter may have four.
+_LONGEST = 60
 
 
 def write_hparams(comparison: Comparison, log_dir: Path) -> None:
@@ -37,7 +41,12 @@ def write_hparams(comparison: Comparison, log_dir: Path) -> None:
 
 
 def _folder(configuration: Configuration) -> str:
-    return re.sub(r"[^\w.+-]+", "_", str(configuration.name).replace(" ", ""))
+    name = str(configuration.name)
+    plain = re.sub(r"[^\w.+-]+", "_", name.replace(" ", ""))
+    if plain == name.replace(" ", "") and len(plain) <= _LONGEST:
+        return plain
+    # Others may look the same without their signs, or where they are cut.
+    return f"{plain[:_LONGEST]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def _metrics(c: Configuration) -> dict[str, float]:

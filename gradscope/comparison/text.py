@@ -20,7 +20,12 @@ _WIDTH = 100
 def print_comparison(comparison: Comparison) -> None:
     """Print verdict, table and recommendation, in colour where the terminal shows it."""
     console = Console(highlight=False)
-    _tell(comparison, console, min(console.width, _WIDTH))
+    width = min(console.width, _WIDTH)
+    with console.capture() as captured:
+        _tell(comparison, console, width)
+    # A terminal or a pipe may know fewer characters than χ.
+    known = captured.get().encode(console.encoding, "replace").decode(console.encoding)
+    console.file.write(known)
 
 
 def as_text(comparison: Comparison, width: int = _WIDTH) -> str:

@@ -6,6 +6,8 @@ from gradscope.analysis.words import count, number
 from gradscope.comparison.result import Comparison, Configuration
 from gradscope.comparison.table import per_layer
 
+_WRITTEN_OUT = 300
+
 
 def verdict(comparison: Comparison) -> str:
     """In a sentence, which configurations lead."""
@@ -26,11 +28,16 @@ def gradient(c: Configuration) -> str:
         return c.failure
     ways = [("layers", c.mean("decades")), ("time", c.mean("time_decades"))]
     told = [
-        f"{number(10 ** abs(d))}-fold {'smaller' if d < 0 else 'larger'} over the {what}"
+        f"{_fold(abs(d))} {'smaller' if d < 0 else 'larger'} over the {what}"
         for what, d in ways
         if not math.isnan(d)
     ]
     return "; ".join(told) or "not measured"
+
+
+def _fold(decades: float) -> str:
+    # Beyond what a float holds, where single precision has long ended.
+    return f"{number(10**decades)}-fold" if decades < _WRITTEN_OUT else f"10^{decades:.0f} times"
 
 
 def recommendation(comparison: Comparison) -> str:

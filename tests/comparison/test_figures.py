@@ -76,3 +76,13 @@ def test_axes_of_the_users_are_drawn_into(comparison: Comparison) -> None:
     figure = Figure()
     axes = figure.subplots()
     assert figures.heatmap(comparison, axes) is figure
+
+
+def test_a_layer_without_gradient_is_left_out_of_its_line() -> None:
+    cells = [
+        Cell(Name("dead", "relu"), seed, gradient=np.array([-np.inf, 0.1, 0.2, 0.0]), slope=0.1)
+        for seed in (0, 1)
+    ]
+    made = ranked(cells, {}, lambda *_: (math.nan, ""))
+    (axes,) = figures.gradient_by_depth(Comparison("Net", made, tuple("abcd"), (0, 1))).axes
+    assert np.asarray(axes.lines[0].get_xdata()).tolist() == [2, 3, 4]

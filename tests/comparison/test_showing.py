@@ -2,6 +2,7 @@
 
 import io
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -150,3 +151,26 @@ def test_hparams_have_one_folder_per_configuration(tmp_path: Path) -> None:
     (growth,) = events.Scalars("compare/growth_per_layer")
     assert growth.value == pytest.approx(math.exp(-0.689 / 2))
     assert "_hparams_/session_start_info" in events.summary_metadata
+
+
+def test_what_no_float_holds_is_still_told() -> None:
+    made = ranked(_cells(Name("steep"), -4000.0 / 11), {}, lambda *_: (math.nan, ""))
+    assert "10^790 times smaller" in render(Comparison("Net", made, ("a",), (0, 1, 2)))
+
+
+def test_a_terminal_may_know_ascii_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr("sys.stdout", told)
+    replace(_comparison(), notes=("\u03c7 is 1",)).print()
+    told.flush()
+    assert b"? is 1" in told.buffer.getvalue()
+
+
+def test_like_names_have_folders_of_their_own(tmp_path: Path) -> None:
+    names = ("a/b", "a:b", "long" * 90)
+    cells = [cell for name in names for cell in _cells(Name(name), 0.1)]
+    made = ranked(cells, {}, lambda *_: (math.nan, ""))
+    write_hparams(Comparison("Net", made, ("a",), (0, 1, 2)), tmp_path)
+    assert len(list(tmp_path.iterdir())) == 3
