@@ -14,7 +14,7 @@ _WHOLE = frozenset({torch.uint8, torch.int8, torch.int16, torch.int32, torch.int
 
 def first_tensor(value: object) -> Tensor | None:
     """The first floating, non-scalar tensor of a structured value that can be measured."""
-    for tensor in _tensors(value):
+    for tensor in tensors(value):
         if _is_real(tensor) and is_measurable(tensor):
             return tensor
     return None
@@ -22,7 +22,7 @@ def first_tensor(value: object) -> Tensor | None:
 
 def first_input(value: object) -> Tensor | None:
     """The first non-scalar tensor of numbers, whole ones too, that can be measured."""
-    for tensor in _tensors(value):
+    for tensor in tensors(value):
         is_whole = tensor.dim() > 0 and tensor.dtype in _WHOLE
         if (is_whole or _is_real(tensor)) and is_measurable(tensor):
             return tensor
@@ -36,7 +36,7 @@ def is_measurable(tensor: Tensor) -> bool:
 
 def why_unmeasured(value: object) -> str:
     """What of a returned value nothing is measured of, as a module's blind spot."""
-    for tensor in _tensors(value):
+    for tensor in tensors(value):
         if _is_real(tensor):
             kind = "meta" if tensor.device.type == "meta" else _layout(tensor)
             return f"it returns a tensor that is not measured: {kind}"
@@ -51,18 +51,19 @@ def _layout(tensor: Tensor) -> str:
     return "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.")
 
 
-def _tensors(value: object) -> Iterator[Tensor]:
+def tensors(value: object) -> Iterator[Tensor]:
+    """All tensors of a structured value, in its order."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, Mapping):
         for part in value.values():
-            yield from _tensors(part)
+            yield from tensors(part)
     elif isinstance(value, (tuple, list)):
         for part in value:
-            yield from _tensors(part)
+            yield from tensors(part)
     elif is_dataclass(value) and not isinstance(value, type):
         for entry in fields(value):
-            yield from _tensors(getattr(value, entry.name, None))
+            yield from tensors(getattr(value, entry.name, None))
 
 
 def output_loss(output: Any) -> Tensor | None:

@@ -74,7 +74,8 @@ class Handler(Protocol):
         kwargs: Mapping[str, Any],
         result: object,
     ) -> None:
-        """Another function was called, by the module of this path, and returned."""
+        """Another function was called, by the module of this path, and returned: of no interest."""
+        del path, function, args, kwargs, result
 
 
 def is_closed(module: nn.Module) -> str | None:

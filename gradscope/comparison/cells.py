@@ -2,14 +2,23 @@
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from gradscope.capture.trial import applied, checked, cloned, copied, noted, same_random_numbers
+from gradscope.capture.outputs import tensors
+from gradscope.capture.trial import (
+    applied,
+    checked,
+    cloned,
+    copied,
+    noted,
+    same_gradients,
+    same_random_numbers,
+)
 from gradscope.comparison.activation import (
     ACTIVATIONS,
     Activation,
@@ -31,8 +40,8 @@ from gradscope.comparison.mitigation import (
     prepare,
 )
 from gradscope.comparison.result import Cell, Name
-from gradscope.comparison.sites import Sites, find_sites
-from gradscope.comparison.swapping import swapping
+from gradscope.comparison.sites import Sites, look_for_sites
+from gradscope.comparison.swapping import Swapped, swapping
 from gradscope.comparison.training import trained
 from gradscope.errors import ConfigError
 
@@ -74,10 +83,20 @@ class Subject:
                 return checked(self.forward(model, batch))
             return checked(applied(model, batch, self.loss_fn)[2])
 
+    @contextmanager
+    def unmoved(self) -> Iterator[None]:
+        """Inside, gradients are on, and what draws or backpropagates leaves nothing behind.
+
+        The user's loss may reach the model itself.
+        """
+        model = self.model if isinstance(self.model, nn.Module) else nn.Identity()
+        with same_random_numbers(model), same_gradients(model), torch.enable_grad():
+            yield
+
     @property
     def samples(self) -> int | None:
         """The batch size, if the first tensor tells it."""
-        first = _first_tensor(self.batch)
+        first = next(tensors(self.batch), None)
         return len(first) if first is not None and first.dim() else None
 
 
@@ -86,15 +105,6 @@ def _without_dropout(module: nn.Module) -> None:
         module.p = 0.0
     elif isinstance(module, (nn.MultiheadAttention, nn.RNNBase)):
         module.dropout = 0.0
-
-
-def _first_tensor(value: Any) -> Tensor | None:
-    if isinstance(value, Tensor):
-        return value
-    parts = value.values() if isinstance(value, Mapping) else value
-    if isinstance(parts, (str, bytes)) or not hasattr(parts, "__iter__"):
-        return None
-    return next((t for t in map(_first_tensor, parts) if t is not None), None)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -167,16 +177,11 @@ def cells(task: Task) -> Iterator[Outcome]:
     for mitigation, names in by_mitigation.items():
         stand = None
         for name in names:
-            with _unmoved(task.subject):
+            with task.subject.unmoved():
                 if stand is None:
                     stand = _Stand(task, mitigation)
                 made = stand.cell(name, draws)
             yield made
-
-
-def _unmoved(subject: Subject) -> Any:
-    model = subject.model if isinstance(subject.model, nn.Module) else nn.Identity()
-    return same_random_numbers(model)
 
 
 class _Stand:
@@ -185,24 +190,20 @@ class _Stand:
     def __init__(self, task: Task, mitigation: str) -> None:
         self._task = task
         self._mitigation = mitigation_called(task.choices.mitigations[mitigation])
-        self._reason: str | None = None
         self.model = task.subject.made(task.seed)
-        self._sites = sites_of(self.model, task.subject.loss)
+        self._sites = self._looked()
         self._prepare()
         self._start = copy.deepcopy(self.model.state_dict())
 
     def _prepare(self) -> None:
-        if self._mitigation.name == "none":
-            return
-        if self._sites is not None:
-            self._reason = effect(self.model, self._sites, self._mitigation).reason
-        elif self._mitigation.normalization or self._mitigation.residual:
-            self._reason = "the model has no activation to put it at"
+        self._reason = effect(self.model, self._sites, self._mitigation).reason
         if self._reason is None:
-            empty = Sites((), {})
-            self.model = prepare(self.model, self._sites or empty, self._mitigation)
+            self.model = prepare(self.model, self._sites, self._mitigation)
             if self._mitigation.change is not None:
-                self._sites = sites_of(self.model, self._task.subject.loss)
+                self._sites = self._looked()
+
+    def _looked(self) -> Sites:
+        return look_for_sites(self.model, lambda: self._task.subject.loss(self.model))
 
     def cell(self, name: Name, draws: Draws) -> Outcome:
         """One configuration, measured and trained."""
@@ -253,9 +254,7 @@ class _Stand:
                     parameter.sub_(size * parameter.grad)
         self.model.zero_grad()
 
-    def _swapped(self, setting: Setting) -> Any:
-        if setting.sites is None:
-            return nullcontext()
+    def _swapped(self, setting: Setting) -> AbstractContextManager[Swapped]:
         return swapping(
             self.model, setting.sites, setting.activation, mitigation=setting.mitigation
         )
@@ -272,19 +271,9 @@ class _Stand:
         """Of its own activations the one that most sites have."""
         if activation is not None:
             return activation
-        found = [site.activation for site in self._sites.hidden] if self._sites else []
+        found = [site.activation for site in self._sites.hidden]
         known = [name for name in found if name is not None and name in ACTIVATIONS]
         return ACTIVATIONS[max(known, key=known.count)] if known else ACTIVATIONS["linear"]
-
-
-def sites_of(model: nn.Module, loss_of: Callable[[nn.Module], Tensor]) -> Sites | None:
-    """Where the model has activations; None where it has none."""
-    try:
-        return find_sites(model, lambda: loss_of(model))
-    except ConfigError as none:
-        if "compile" in str(none):
-            raise
-        return None
 
 
 def chunks(names: Sequence[Name], size: int) -> Iterator[tuple[Name, ...]]:

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from gradscope.capture.arguments import check_model
 from gradscope.capture.names import unwrapped
-from gradscope.capture.trial import LossFunction, same_gradients, same_random_numbers
-from gradscope.comparison import initialization as initializations_module
+from gradscope.capture.trial import LossFunction
 from gradscope.comparison.activation import (
     ACTIVATIONS,
     Activation,
@@ -30,9 +29,12 @@ from gradscope.comparison.cells import (
     cells,
     chunks,
     merge,
-    sites_of,
 )
-from gradscope.comparison.initialization import CustomInitialization, initialization_called
+from gradscope.comparison.initialization import (
+    COMPARED,
+    CustomInitialization,
+    initialization_called,
+)
 from gradscope.comparison.measure import layer_names
 from gradscope.comparison.mitigation import Change, mitigation_called
 from gradscope.comparison.prediction import Chain, predicted
@@ -43,6 +45,7 @@ from gradscope.comparison.result import (
     Name,
     Verification,
 )
+from gradscope.comparison.sites import Sites, look_for_sites, refuse_none
 from gradscope.comparison.store import Store
 from gradscope.comparison.workers import here, there
 from gradscope.errors import ConfigError, ConfigTypeError
@@ -99,16 +102,15 @@ def compare(
     if not isinstance(train_steps, int) or train_steps < 0:
         message = f"train_steps={train_steps!r} must be a number of steps, 0 or more"
         raise ConfigError(message)
-    asks = activations is not None and any(one != "own" for one in activations)
-    look = _look(subject, every[0], asks_activations=asks)
-    choices = _choices(initializations, activations, mitigations, has_sites=look.has_sites)
+    look = _look(subject, every[0])
+    choices = _choices(initializations, activations, mitigations, look.sites)
     tasks = [
         Task(subject, choices, part, seed, train_steps, torch.get_num_threads())
         for seed in every
         for part in chunks(choices.names(), _CHUNK if executor else len(choices.names()))
     ]
     store = Store(log_dir, tasks, look.layers)
-    outcome = Outcome(list(store.cells))
+    outcome = Outcome(store.known(tasks))
     total = sum(len(task.names) for task in tasks)
     left = [task for task in map(store.without_known, tasks) if task.names]
     results = here(left) if executor is None else there(left, executor)
@@ -169,10 +171,8 @@ class _Look:
     def __init__(self, subject: Subject, seed: int) -> None:
         model = subject.made(seed)
         self.title = type(model).__name__
-        sites = sites_of(model, subject.loss)
-        self.sites_left = dict(sites.left) if sites else {}
-        self.has_sites = sites is not None
-        found = {site.activation for site in sites.hidden} if sites else {"linear"}
+        self.sites = look_for_sites(model, lambda: subject.loss(model))
+        found = {site.activation for site in self.sites.hidden} or {"linear"}
         name = found.pop() if len(found) == 1 else None
         self.own: Activation | None = ACTIVATIONS.get(name) if name else None
         self.layers, plain = layer_names(model, subject.loss)
@@ -180,42 +180,32 @@ class _Look:
         subject.loss(model).backward()
 
 
-def _look(subject: Subject, seed: int, *, asks_activations: bool) -> _Look:
-    model = subject.model if isinstance(subject.model, nn.Module) else nn.Identity()
-    with same_random_numbers(model), same_gradients(model), torch.enable_grad():
-        try:
-            look = _Look(subject, seed)
-        except (MemoryError, torch.OutOfMemoryError) as error:
-            message = (
-                "the model is too large for the copy that compare works on; give a smaller one "
-                "of the same form"
-            )
-            raise ConfigError(message) from error
-        if asks_activations and not look.has_sites:
-            # What was looked for, and what was left, in its words.
-            from gradscope.comparison.sites import find_sites  # noqa: PLC0415
-
-            made = subject.made(seed)
-            find_sites(made, lambda: subject.loss(made))
-    return look
+def _look(subject: Subject, seed: int) -> _Look:
+    try:
+        with subject.unmoved():
+            return _Look(subject, seed)
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        message = (
+            "the model is too large for the copy that compare works on; give a smaller one of "
+            "the same form"
+        )
+        raise ConfigError(message) from error
 
 
 def _choices(
     initializations: Sequence[str | CustomInitialization] | None,
     activations: Sequence[str | ActivationFunction] | None,
     mitigations: Sequence[str | Change] | None,
-    *,
-    has_sites: bool,
+    sites: Sites,
 ) -> Choices:
     if activations is None:
-        activations = _ACTIVATIONS if has_sites else ("own",)
-    initial = _named(
-        "initializations",
-        initializations_module.COMPARED if initializations is None else initializations,
-        lambda wanted: initialization_called(wanted).name,
-    )
-    return Choices(
-        initial,
+        activations = _ACTIVATIONS if sites.hidden else ("own",)
+    made = Choices(
+        _named(
+            "initializations",
+            COMPARED if initializations is None else initializations,
+            lambda wanted: initialization_called(wanted).name,
+        ),
         _named(
             "activations",
             activations,
@@ -223,6 +213,9 @@ def _choices(
         ),
         _named("mitigations", mitigations or ("none",), lambda w: mitigation_called(w).name),
     )
+    if made.activations.keys() - {"own"}:
+        refuse_none(sites)
+    return made
 
 
 def _named(
@@ -273,7 +266,7 @@ def _put_together(
         layers=look.layers,
         seeds=seeds,
         left_out=outcome.left_out,
-        left=look.sites_left | outcome.left,
+        left={**look.sites.left, **outcome.left},
         notes=tuple(notes),
         agreement=agreement(configurations),
     )

@@ -15,7 +15,7 @@ from gradscope.comparison.activation import ACTIVATIONS, Activation
 from gradscope.comparison.isometry import conditioning
 from gradscope.comparison.mitigation import Mitigation
 from gradscope.comparison.result import F64, Cell, Name
-from gradscope.comparison.roles import Layout, Weight, roles_of
+from gradscope.comparison.roles import Bias, Layout, Weight, roles_of
 from gradscope.comparison.sites import Site, Sites
 from gradscope.comparison.swapping import swapping
 from gradscope.comparison.trunk import Gradients, Output, Outputs, Point, points, seeing_outputs
@@ -33,7 +33,7 @@ _EQUAL = 1e-6
 class Setting:
     """What a model is run with: where activations are, which ones, and the batch's size."""
 
-    sites: Sites | None
+    sites: Sites
     activation: Activation | None
     mitigation: Mitigation | None
     samples: int | None
@@ -81,18 +81,17 @@ def _steepest(activation: Activation | None, site: Site) -> float:
 def measured(name: Name, seed: int, model: nn.Module, loss_of: Loss, setting: Setting) -> Cell:
     """What one forward and backward of the model show; its gradients are left in it."""
     derivatives = _Derivatives(setting.activation)
-    through_time = _ThroughTime(setting.samples)
+    through_time = _ThroughTime()
     with ExitStack() as afterwards:
-        if setting.sites is not None:
-            afterwards.enter_context(
-                swapping(
-                    model,
-                    setting.sites,
-                    setting.activation,
-                    mitigation=setting.mitigation,
-                    probe=derivatives.probe,
-                )
+        afterwards.enter_context(
+            swapping(
+                model,
+                setting.sites,
+                setting.activation,
+                mitigation=setting.mitigation,
+                probe=derivatives.probe,
             )
+        )
         afterwards.enter_context(through_time.watching(model))
         outputs = afterwards.enter_context(seeing_outputs(model))
         loss = loss_of(model)
@@ -126,7 +125,7 @@ def measured(name: Name, seed: int, model: nn.Module, loss_of: Loss, setting: Se
         conditioning=evenness,
         plug_in=_plug_in(weights, squares, read_at, outputs.seen, derivatives.squares),
         weight_variance=_weight_variance(weights, squares),
-        bias_variance=_bias_variance(model),
+        bias_variance=_bias_variance(roles.biases),
         failure=_failure(norms, weights, float(loss.detach()), logs),
     )
 
@@ -218,12 +217,12 @@ def _weight_variance(weights: Sequence[Weight], squares: Sequence[Sequence[float
     return _mean([value for values in (found[1:-1] or found) for value in values])
 
 
-def _bias_variance(model: nn.Module) -> float:
-    found = [_tensor(b).detach().double() for b in roles_of(model).biases]
+def _bias_variance(biases: Sequence[Bias]) -> float:
+    found = [_tensor(bias).detach().double() for bias in biases]
     return _mean([float(b.square().mean()) for b in found]) if found else 0.0
 
 
-def _tensor(role: Any) -> Tensor:
+def _tensor(role: Weight | Bias) -> Tensor:
     tensor: Tensor = getattr(role.owner, role.attribute)
     return tensor
 
@@ -272,10 +271,8 @@ def _are_copies(weight: Weight) -> bool:
     if gradient is None or weight.layout is not Layout.ROWS or len(values) < 2:  # noqa: PLR2004
         return False
     # Two units tell nearly all apart.
-    few = slice(0, 2)
-    return all(_are_equal(t[few]) for t in (values, gradient)) and all(
-        _are_equal(t) for t in (values, gradient)
-    )
+    both = (values, gradient)
+    return all(_are_equal(t[:2]) for t in both) and all(map(_are_equal, both))
 
 
 def _are_equal(rows: Tensor) -> bool:
@@ -285,8 +282,7 @@ def _are_equal(rows: Tensor) -> bool:
 class _ThroughTime:
     """The gradient that arrives at each time step of what enters a recurrent layer."""
 
-    def __init__(self, samples: int | None) -> None:
-        self._samples = samples
+    def __init__(self) -> None:
         self._gradient: Tensor | None = None
         self._first = False
         self.steps = 0
@@ -316,7 +312,6 @@ class _ThroughTime:
         """Per time step towards the beginning, of ln of the squared norm; NaN without one."""
         if self._gradient is None:
             return float("nan")
-        by_time = self._gradient.double().transpose(0, 1) if self._first else self._gradient
-        norms = torch.linalg.vector_norm(by_time.double().flatten(2), dim=2)
-        logs = norms.log().mean(dim=1).numpy()
-        return -fit(2 * np.asarray(logs, np.float64)).slope
+        by_time = self._gradient.transpose(0, 1) if self._first else self._gradient
+        norms = torch.linalg.vector_norm(by_time.double(), dim=2)
+        return -fit(2 * norms.log().mean(dim=1).numpy()).slope

@@ -91,6 +91,8 @@ class Effect:
 
 def effect(model: nn.Module, sites: Sites, mitigation: Mitigation) -> Effect:
     """What `prepare` and `swapping` would do with the mitigation."""
+    if (mitigation.normalization or mitigation.residual) and not sites.hidden:
+        return Effect(0, "", "the model has no activation to put it at")
     if mitigation.normalization is not None:
         return _effect_of_norms(sites, mitigation.normalization)
     if mitigation.removes_norms:

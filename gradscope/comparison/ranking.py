@@ -81,7 +81,6 @@ def _configuration(
         score=_of_scores([score(cell) for cell in ordered]),
         growth=growth,
         theory=predicted,
-        theory_error=growth.mean - predicted,
         remark=remark,
         failure=failures[0] + many if failures else None,
         snippet=snippets.get(name, ""),

@@ -103,7 +103,6 @@ class Configuration:
     score: Interval
     growth: Interval
     theory: float = np.nan
-    theory_error: float = np.nan
     remark: str = ""
     failure: str | None = None
     snippet: str = ""
@@ -113,6 +112,11 @@ class Configuration:
         values = np.array([getattr(cell, quantity) for cell in self.cells], np.float64)
         values = values[~np.isnan(values)]
         return float(values.mean()) if len(values) else np.nan
+
+    @property
+    def theory_error(self) -> float:
+        """What was measured less what theory says, in ln χ per layer."""
+        return self.growth.mean - self.theory
 
     @property
     def gradient(self) -> F64:

@@ -192,6 +192,19 @@ def find_sites(
     include, exclude: fnmatch patterns of Site.module, which is "(root)" for the model itself.
     Raises ConfigError where there is none to swap, naming what was looked for and what was left.
     """
+    sites = look_for_sites(model, forward, include=include, exclude=exclude)
+    refuse_none(sites)
+    return sites
+
+
+def look_for_sites(
+    model: nn.Module,
+    forward: Callable[[], Tensor],
+    *,
+    include: Iterable[str] | None = None,
+    exclude: Iterable[str] | None = None,
+) -> Sites:
+    """As `find_sites`, where none is an answer, too."""
     refuse_compiled(model)
     modules, closed = open_modules(model)
     activations = activation_modules({path: m for path, m in modules.items() if path})
@@ -212,10 +225,13 @@ def find_sites(
     if not closed:
         left |= _unseen(recorder, flow)
     hidden, out = _selected(hidden, _patterns("include", include), _patterns("exclude", exclude))
-    left |= out
-    if not hidden:
-        raise ConfigError(_none_found(left))
-    return Sites(hidden, left, activations)
+    return Sites(hidden, left | out, activations)
+
+
+def refuse_none(sites: Sites) -> None:
+    """Raise ConfigError where there is no site, naming what was looked for and what was left."""
+    if not sites.hidden:
+        raise ConfigError(_none_found(sites.left))
 
 
 def _root(loss: object) -> Node:

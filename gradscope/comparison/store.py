@@ -2,15 +2,16 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
+from gradscope.capture.outputs import tensors
 from gradscope.comparison.cells import Task
-from gradscope.comparison.result import Cell, as_json, from_json
+from gradscope.comparison.result import Cell, Name, as_json, from_json
 from gradscope.errors import ConfigError
 
 
@@ -18,7 +19,7 @@ class Store:
     """The cells of a comparison, one per line of `cells.jsonl`, kept as they come."""
 
     def __init__(self, log_dir: str | Path | None, tasks: Sequence[Task], layers: Any) -> None:
-        self.cells: list[Cell] = []
+        self._cells: dict[tuple[Name, int], Cell] = {}
         self._path: Path | None = None
         if log_dir is None:
             return
@@ -43,12 +44,18 @@ class Store:
         for line in lines:
             # A kill may cut the last one.
             if line.endswith("}"):
-                self.cells.append(from_json(json.loads(line)))
+                cell = from_json(json.loads(line))
+                self._cells[cell.name, cell.seed] = cell
+
+    def known(self, tasks: Sequence[Task]) -> list[Cell]:
+        """What is already there of them; the folder may hold other cells of the comparison."""
+        asked = [(name, task.seed) for task in tasks for name in task.names]
+        return [self._cells[one] for one in asked if one in self._cells]
 
     def without_known(self, task: Task) -> Task:
         """What is left to do of it."""
-        known = {(cell.name, cell.seed) for cell in self.cells}
-        return replace(task, names=tuple(n for n in task.names if (n, task.seed) not in known))
+        names = tuple(n for n in task.names if (n, task.seed) not in self._cells)
+        return replace(task, names=names)
 
     def add(self, new: Iterable[Cell]) -> None:
         """Append them to the file."""
@@ -65,18 +72,8 @@ def _fingerprint(task: Task, layers: Any) -> str:
     made = hashlib.sha256(repr((layers, task.train_steps, task.threads)).encode())
     values = [subject.batch]
     if isinstance(subject.model, nn.Module):
-        values.append(list(subject.model.state_dict().values()))
-    for tensor in _tensors(values):
+        values.append(subject.model.state_dict())
+    for tensor in tensors(values):
         made.update(repr((tuple(tensor.shape), str(tensor.dtype))).encode())
         made.update(tensor.detach().cpu().double().numpy().tobytes())
     return made.hexdigest()
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        yield from _tensors(list(value.values()))
-    elif isinstance(value, (tuple, list)):
-        for part in value:
-            yield from _tensors(part)

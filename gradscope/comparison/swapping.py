@@ -2,14 +2,13 @@
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator
 
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from gradscope.comparison.activation import Activation
-from gradscope.comparison.calls import Call, Function, Place, answering
+from gradscope.comparison.calls import Call, Handler, Place, answering
 from gradscope.comparison.mitigation import Mitigation, normalized
 from gradscope.comparison.replays import is_discarded, is_replay
 from gradscope.comparison.sites import Site, Sites, refuse_compiled
@@ -35,7 +34,7 @@ class Swapped:
         return tuple(key for key, number in self.counts.items() if not number)
 
 
-class _Swaps:
+class _Swaps(Handler):
     """Answers the calls at hidden sites."""
 
     def __init__(
@@ -98,16 +97,6 @@ class _Swaps:
             key = place.key
         return self._sites.get(key)
 
-    def see(
-        self,
-        path: str | None,
-        function: Function,
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
-        result: object,
-    ) -> None:
-        """Nothing: only activations matter."""
-
     def forget(self) -> None:
         self._outputs.clear()
 
@@ -132,6 +121,9 @@ def swapping(
     Raises ConfigError for a compiled model.
     """
     refuse_compiled(model)
+    if not sites.hidden:
+        yield Swapped(sites)
+        return
     swaps = _Swaps(model, sites, activation, mitigation, probe)
     try:
         with answering(model, sites.modules, swaps):

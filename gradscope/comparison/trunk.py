@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
+from gradscope.capture.outputs import tensors
 from gradscope.comparison.roles import roles_of
 
 # Fewer points than these don't make a line; then all layers are read.
@@ -54,21 +55,13 @@ class Outputs:
 
     def see(self, name: str, given: Any, output: Any) -> None:
         """A layer's output; of several the first tensor."""
-        tensor = _first(output)
+        tensor = next(tensors(output), None)
         if tensor is None or tensor.grad_fn is None:
             return
-        entering = _first(given)
+        entering = next(tensors(given), None)
         self.last_input = None if entering is None else entering.detach()
         square = float(tensor.detach().double().square().mean())
         self.seen.append(Output(name, tensor, tensor.grad_fn, tensor.output_nr, square))
-
-
-def _first(value: Any) -> Tensor | None:
-    if isinstance(value, Tensor):
-        return value
-    if isinstance(value, (tuple, list)):
-        return next((t for t in map(_first, value) if t is not None), None)
-    return None
 
 
 @contextmanager

@@ -159,6 +159,27 @@ def test_it_goes_on_where_it_was_interrupted(tmp_path: Path, here: Comparison) -
     assert _values(whole) == _values(here)
 
 
+def test_what_else_the_folder_holds_is_not_counted(tmp_path: Path) -> None:
+    _compare(log_dir=tmp_path)
+
+    def interrupt(_done: int, _total: int) -> None:
+        raise KeyboardInterrupt
+
+    partial = _compare(
+        log_dir=tmp_path,
+        initializations=("kaiming_normal", "orthogonal"),
+        activations=("own",),
+        seeds=3,
+        progress=interrupt,
+    )
+    # Of two configurations and three seeds, two cells were there, and one more was measured.
+    assert {str(c.name) for c in partial.configurations} <= {
+        "kaiming_normal + own",
+        "orthogonal + own",
+    }
+    assert partial.missing == 3
+
+
 def test_another_comparison_does_not_go_on_in_its_folder(tmp_path: Path) -> None:
     _compare(log_dir=tmp_path, seeds=1, activations=("own",))
     with pytest.raises(ConfigError, match="another comparison"):
@@ -259,3 +280,44 @@ def test_a_batch_that_does_not_fit_says_which() -> None:
             nn.functional.cross_entropy,
         )
     assert any("compare" in note and "(4, 5)" in note for note in failed.value.__notes__)
+
+
+def test_a_loss_that_reaches_the_model_itself_leaves_it_its_gradients() -> None:
+    model = make_model()
+
+    def decayed(output: Tensor, target: Tensor) -> Tensor:
+        size = torch.stack([p.square().sum() for p in model.parameters()]).sum()
+        return nn.functional.cross_entropy(output, target) + 0.01 * size
+
+    with torch.no_grad():
+        made = gradscope.compare(
+            model,
+            make_batch(),
+            decayed,
+            initializations=("own", "orthogonal"),
+            activations=("own",),
+            seeds=1,
+            train_steps=1,
+        )
+    assert made.complete
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_what_a_model_without_hidden_activations_has_is_said() -> None:
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm = nn.LSTM(4, 4, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            output: Tensor = self.lstm(x)[0]
+            return output
+
+    batch = (torch.randn(3, 5, 4), torch.zeros(3, 5, 4))
+    arguments: dict[str, Any] = {"initializations": ("orthogonal",), "seeds": 1}
+    made = gradscope.compare(Recurrent, batch, nn.functional.mse_loss, **arguments)
+    assert made.left["lstm"] == "inside nn.LSTM"
+    with pytest.raises(ConfigError, match="none that can be swapped"):
+        gradscope.compare(
+            Recurrent, batch, nn.functional.mse_loss, activations=("relu",), **arguments
+        )

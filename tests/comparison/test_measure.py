@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from gradscope.comparison.activation import ACTIVATIONS
 from gradscope.comparison.measure import Setting, fit, measured
 from gradscope.comparison.result import Cell, Name
-from gradscope.comparison.sites import find_sites
+from gradscope.comparison.sites import Sites, find_sites
 
 
 def _cell(model: nn.Module, x: Tensor, activation: str | None = None) -> Cell:
@@ -67,7 +67,7 @@ def test_conditioning_is_that_of_the_singular_values() -> None:
         made: Tensor = net(torch.zeros(4000, 24) + 0.1).square().mean()
         return made
 
-    cell = measured(Name("own"), 0, model, loss, Setting(None, None, None, 4000))
+    cell = measured(Name("own"), 0, model, loss, Setting(Sites((), {}), None, None, 4000))
     # 4000 random vectors.
     assert cell.conditioning == pytest.approx(expected, rel=0.08)
 
@@ -157,7 +157,7 @@ def test_time_is_measured_towards_the_first_step() -> None:
 
     # Small inputs keep tanh linear: per step the gradient shrinks to 0.8.
     x = 1e-6 * torch.randn(4, 20, 8)
-    cell = measured(Name("own"), 0, Last(), loss, Setting(None, None, None, 4))
+    cell = measured(Name("own"), 0, Last(), loss, Setting(Sites((), {}), None, None, 4))
     assert cell.time_steps == 20
     assert cell.time_slope == pytest.approx(2 * math.log(0.8), abs=1e-2)
     assert cell.time_decades == pytest.approx(19 * math.log10(0.8), abs=0.1)
