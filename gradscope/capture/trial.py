@@ -97,6 +97,21 @@ def same_gradients(model: nn.Module) -> Iterator[None]:
             parameter.grad = gradient
 
 
+@contextmanager
+def same_modes_and_buffers(model: nn.Module) -> Iterator[None]:
+    """Training flags and buffers, as running statistics, are afterwards as they were."""
+    modes = [(module, module.training) for module in model.modules()]
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        with torch.no_grad():
+            for buffer, held in buffers:
+                buffer.copy_(held)
+
+
 def copied(module: nn.Module) -> nn.Module:
     """A copy without gradients, or ConfigError."""
     try:

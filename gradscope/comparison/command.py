@@ -11,7 +11,6 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress
-from torch import nn
 
 from gradscope.comparison.grid import compare
 from gradscope.errors import ConfigError
@@ -24,7 +23,7 @@ def run_compare(asked: argparse.Namespace) -> int:
     """Compare, print, write; the exit status is 130 where it was interrupted."""
     model = _named("MODEL", asked.model)
     batch = _named("--data", asked.data)
-    if callable(batch) and not isinstance(batch, nn.Module):
+    if callable(batch):
         batch = batch()
     with ExitStack() as afterwards:
         pool = None

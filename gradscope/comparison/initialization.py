@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from gradscope.capture.names import owned_parameters
-from gradscope.capture.trial import same_random_numbers
+from gradscope.capture.trial import same_modes_and_buffers, same_random_numbers
 from gradscope.comparison import snippets
 from gradscope.comparison.activation import Activation
 from gradscope.comparison.assignment import assign, underlying
@@ -341,13 +341,8 @@ def _with_zeroed_branches(
     draws: Draws,
     forward: Forward,
 ) -> Initialized:
-    modes = [(module, module.training) for module in model.modules()]
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    ends = branch_ends(model, forward)
-    for module, training in modes:
-        module.training = training
-    for buffer, held in buffers:
-        buffer.data.copy_(held)
+    with same_modes_and_buffers(model):
+        ends = branch_ends(model, forward)
     if not ends:
         why = "the graph of a forward shows no residual branch that ends in a weight or a norm"
         return Initialized((), {}, reason=why)

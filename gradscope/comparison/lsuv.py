@@ -1,12 +1,14 @@
 """Layer-sequential unit variance (Mishkin & Matas 2016): every layer's output has variance 1."""
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from gradscope.capture.trial import same_modes_and_buffers
 from gradscope.comparison.assignment import assign, underlying
 from gradscope.comparison.roles import Layout, Weight
 
@@ -38,24 +40,15 @@ def unit_variance(
         for w in weights
         if not w.gated and w.layout is not Layout.LOOKUP
     }
-    modes = [(module, module.training) for module in model.modules()]
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    hooked = _hook(model, scalings)
-    try:
+    with same_modes_and_buffers(model), ExitStack() as hooked:
+        for handle in _hook(model, scalings):
+            hooked.callback(handle.remove)
         for _ in range(_TRIES):
             for scaling in scalings.values():
                 scaling.variances.clear()
             forward()
             if not _pooled(scalings):
                 break
-    finally:
-        for handle in hooked:
-            handle.remove()
-        for module, training in modes:
-            module.training = training
-        with torch.no_grad():
-            for buffer, held in buffers:
-                buffer.copy_(held)
     return tuple(_why_not(scalings))
 
 

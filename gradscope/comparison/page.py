@@ -1,7 +1,5 @@
 """A comparison as one HTML page: no script, no request; pictures as SVG."""
 
-import base64
-import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,8 +11,8 @@ from markupsafe import Markup
 from gradscope.analysis.words import number
 from gradscope.comparison.result import LN10, Comparison, Configuration
 from gradscope.comparison.table import per_layer
-from gradscope.comparison.wording import disagreements, gradient, recommendation, verdict
-from gradscope.reporters.html.script import stylesheet
+from gradscope.comparison.wording import disagreements, gradient, recommendation, size, verdict
+from gradscope.reporters.html.script import digest, stylesheet
 from gradscope.reporters.templates import template
 from gradscope.reporters.wording import inert
 
@@ -48,9 +46,10 @@ def render(comparison: Comparison) -> str:
     low, high = _range(comparison.configurations)
     page: str = template("html/compare.html").render(
         css=Markup(css),  # noqa: S704  (files of this package)
-        policy=f"default-src 'none'; style-src {_digest(css)}; base-uri 'none'",
+        policy=f"default-src 'none'; style-src {digest(css)}; base-uri 'none'",
         comparison=comparison,
         verdict=verdict(comparison),
+        size=size(comparison),
         recommendation=recommendation(comparison),
         snippet=_snippet(comparison),
         lines=_lines(comparison, low, high),
@@ -70,11 +69,6 @@ def render(comparison: Comparison) -> str:
 def _css() -> str:
     own = resources.files("gradscope.reporters").joinpath("html/compare.css")
     return own.read_text(encoding="utf-8")
-
-
-def _digest(text: str) -> str:
-    digest = hashlib.sha256(f"\n{text}\n".encode()).digest()
-    return f"'sha256-{base64.b64encode(digest).decode()}'"
 
 
 def _snippet(comparison: Comparison) -> Markup:

@@ -10,7 +10,7 @@ from rich.text import Text
 from gradscope.analysis.words import number
 from gradscope.comparison.result import Comparison, Configuration
 from gradscope.comparison.table import per_layer
-from gradscope.comparison.wording import disagreements, recommendation, verdict
+from gradscope.comparison.wording import disagreements, recommendation, size, verdict
 
 _MOST = 30
 _FEW = 4
@@ -36,10 +36,8 @@ def as_text(comparison: Comparison, width: int = _WIDTH) -> str:
 
 
 def _tell(comparison: Comparison, console: Console, width: int) -> None:
-    seeds = len(comparison.seeds)
     console.print(Text(verdict(comparison), "bold"), width=width)
-    size = f"{comparison.model}, read at {len(comparison.layers)} layers, {seeds} seeds"
-    console.print(Text(size, "dim"), width=width)
+    console.print(Text(size(comparison), "dim"), width=width)
     if not comparison.complete:
         missing = f"{comparison.missing} measurements are missing: this is a part of the comparison"
         console.print(Text(missing, "bold yellow"), width=width)

@@ -22,6 +22,14 @@ def verdict(comparison: Comparison) -> str:
     return f"{best.name} carries the gradient best{others}."
 
 
+def size(comparison: Comparison) -> str:
+    """The model, and how much was measured."""
+    layers = count(len(comparison.layers), "layer")
+    configurations = count(len(comparison.configurations), "configuration")
+    seeds = count(len(comparison.seeds), "seed")
+    return f"{comparison.model}, read at {layers}; {configurations}, {seeds}"
+
+
 def gradient(c: Configuration) -> str:
     """What becomes of the gradient's norm from the last layer to the first."""
     if c.failure is not None:

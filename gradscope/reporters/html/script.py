@@ -34,8 +34,8 @@ def policy() -> str:
     """The Content-Security-Policy: this script and these styles, pictures within the page."""
     rules = (
         "default-src 'none'",
-        f"script-src {_digest(script())}",
-        f"style-src {_digest(stylesheet())}",
+        f"script-src {digest(script())}",
+        f"style-src {digest(stylesheet())}",
         "img-src data:",
         "base-uri 'none'",
         "form-action 'none'",
@@ -43,7 +43,8 @@ def policy() -> str:
     return "; ".join(rules)
 
 
-def _digest(text: str) -> str:
+def digest(text: str) -> str:
+    """How a Content-Security-Policy names a script or styles."""
     # A browser hashes what stands between the tags, with the line breaks of the template.
     digest = hashlib.sha256(f"\n{text}\n".encode()).digest()
     return f"'sha256-{base64.b64encode(digest).decode()}'"
