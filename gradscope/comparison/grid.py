@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from gradscope.capture.arguments import check_model
 from gradscope.capture.names import unwrapped
 from gradscope.capture.trial import LossFunction
+from gradscope.comparison import activation, initialization
 from gradscope.comparison.activation import (
     ACTIVATIONS,
     Activation,
@@ -30,11 +31,7 @@ from gradscope.comparison.cells import (
     chunks,
     merge,
 )
-from gradscope.comparison.initialization import (
-    COMPARED,
-    CustomInitialization,
-    initialization_called,
-)
+from gradscope.comparison.initialization import CustomInitialization, initialization_called
 from gradscope.comparison.measure import layer_names
 from gradscope.comparison.mitigation import Change, mitigation_called
 from gradscope.comparison.prediction import Chain, predicted
@@ -52,8 +49,6 @@ from gradscope.errors import ConfigError, ConfigTypeError
 
 Progress = Callable[[int, int], None]
 
-# Common choices; `activations=list(...)` has all.
-_ACTIVATIONS = ("own", "relu", "leaky_relu", "elu", "selu", "gelu", "silu", "tanh")
 # A worker's share: long enough to be worth sending the model.
 _CHUNK = 24
 _VERIFY_STEPS = 10
@@ -199,11 +194,11 @@ def _choices(
     sites: Sites,
 ) -> Choices:
     if activations is None:
-        activations = _ACTIVATIONS if sites.hidden else ("own",)
+        activations = activation.COMPARED if sites.hidden else ("own",)
     made = Choices(
         _named(
             "initializations",
-            COMPARED if initializations is None else initializations,
+            initialization.COMPARED if initializations is None else initializations,
             lambda wanted: initialization_called(wanted).name,
         ),
         _named(
