@@ -240,7 +240,12 @@ class _Stand:
                 self._mitigation,
                 seed=task.seed,
             )
-            cell = replace(cell, trained=result.loss, learning_rate=result.learning_rate)
+            cell = replace(
+                cell,
+                trained=result.loss,
+                learning_rate=result.learning_rate,
+                early=result.early,
+            )
         left = {} if initialization.name == "own" else dict(done.left)
         return Outcome([cell], left=left, notes=dict.fromkeys(done.notes))
 

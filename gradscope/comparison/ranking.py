@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 from scipy import stats
 
+from gradscope.analysis.rules.vanishing_through_time import Limits
 from gradscope.comparison.result import (
     Cell,
     Configuration,
@@ -20,6 +21,14 @@ _MATTERS = math.log10(2)
 # A gradient that shrinks is worse than one that grows as much: growth a smaller learning rate
 # mends. In 40 configurations ranked by their loss, about twice.
 _SHRINKS = 2.0
+# A tenfold gain, or half as many decades lost, is no obstacle: a network of half the trainable
+# depth of 6 ξ loses 0.65 decades of the norm (Schoenholz et al. 2017, section 5). In pre-LN
+# transformers the branches that do nothing score best, and train worst.
+_ARRIVES = 1.0
+# Over time the weights are shared, and get their gradient from the last steps at least.
+_TIME_IS_NO_OBSTACLE = -math.log10(Limits().decay)
+# A part of the loss by which two trainings have to differ to matter.
+_LOSS_MATTERS = 0.05
 _ENOUGH = 3
 
 # ln χ by theory and why not, for a configuration's cells.
@@ -29,11 +38,14 @@ Theory = Callable[[Name, Sequence[Cell]], tuple[float, str]]
 def score(cell: Cell) -> float:
     """Decades that the gradient's norm loses (twice) or gains; inf where it can't train.
 
-    Over the depth or over time, whichever is worse.
+    Over the depth or over time, whichever is worse; of those lost over time the first three don't
+    count, as with GS106.
     """
     if cell.failure is not None:
         return math.inf
-    ways = [d for d in (cell.decades, cell.time_decades) if not math.isnan(d)]
+    lost_in_time = min(cell.time_decades + _TIME_IS_NO_OBSTACLE, 0.0)
+    in_time = lost_in_time if cell.time_decades < 0 else cell.time_decades
+    ways = [d for d in (cell.decades, in_time) if not math.isnan(d)]
     if not ways:
         return math.nan
     return max(-_SHRINKS * d if d < 0 else d for d in ways)
@@ -46,20 +58,53 @@ def ranked(
 
     Configurations share their random numbers seed by seed, so the difference of two is known
     better than each: the best of a tier takes with it those whose paired difference from it has 0
-    in its 95 % interval (Student's t), or is less than a factor 2 from end to end.
+    in its 95 % interval (Student's t), or is less than a factor 2 from end to end. The first tier
+    takes all in which the gradient arrives. Where these are more than half of all, and were
+    trained, the mean loss of the first steps divides them in the same way.
     """
     groups: dict[Name, list[Cell]] = {}
     for cell in cells:
         groups.setdefault(cell.name, []).append(cell)
     made = [_configuration(name, group, snippets, theory) for name, group in groups.items()]
-    made.sort(key=lambda c: (_unknown_last(c.score.mean), str(c.name)))
-    placed: list[Configuration] = []
-    tier, head = 0, None
-    for configuration in made:
-        if head is None or _apart(head, configuration):
-            tier, head = tier + 1, configuration
-        placed.append(replace(configuration, tier=tier))
-    return tuple(placed)
+    tiers = _tiers(made, lambda c: c.score.mean, score, _ARRIVES, lambda _: _MATTERS)
+    tiers[0] = [replace(configuration, arrives=True) for configuration in tiers[0]]
+    if 2 * len(tiers[0]) > len(made) and all(_was_trained(c) for c in tiers[0]):
+        tiers[:1] = _tiers(
+            tiers[0],
+            lambda c: c.mean("early"),
+            lambda cell: cell.early,
+            -math.inf,
+            lambda head: _LOSS_MATTERS * abs(head),
+        )
+    return tuple(
+        replace(configuration, tier=number)
+        for number, tier in enumerate(tiers, 1)
+        for configuration in tier
+    )
+
+
+def _was_trained(configuration: Configuration) -> bool:
+    return not math.isnan(configuration.mean("early"))
+
+
+def _tiers(
+    configurations: Iterable[Configuration],
+    mean: Callable[[Configuration], float],
+    of: Callable[[Cell], float],
+    good: float,
+    matters: Callable[[float], float],
+) -> list[list[Configuration]]:
+    """By a number of which less is better; up to `good` all are as good."""
+    tiers: list[list[Configuration]] = []
+    for configuration in sorted(
+        configurations, key=lambda c: (_unknown_last(mean(c)), str(c.name))
+    ):
+        value = mean(configuration)
+        if tiers and (value <= good or not _apart(tiers[-1][0], configuration, mean, of, matters)):
+            tiers[-1].append(configuration)
+        else:
+            tiers.append([configuration])
+    return tiers
 
 
 def _unknown_last(value: float) -> float:
@@ -91,15 +136,21 @@ def _of_scores(scores: Sequence[float]) -> Interval:
     return Interval(math.inf) if math.inf in scores else interval(scores)
 
 
-def _apart(head: Configuration, other: Configuration) -> bool:
+def _apart(
+    head: Configuration,
+    other: Configuration,
+    mean: Callable[[Configuration], float],
+    of: Callable[[Cell], float],
+    matters: Callable[[float], float],
+) -> bool:
     """Whether the second is worse for sure, and by so much that it matters."""
-    if math.isinf(other.score.mean) or math.isnan(other.score.mean):
-        return not _equal(head.score.mean, other.score.mean)
-    difference = _paired(other.cells, head.cells, score)
+    if math.isinf(mean(other)) or math.isnan(mean(other)):
+        return not _equal(mean(head), mean(other))
+    difference = _paired(other.cells, head.cells, of)
     if len(difference) == 0:
         return True
-    mean = float(np.mean(difference))
-    if mean <= _MATTERS:
+    by = float(np.mean(difference))
+    if by <= matters(mean(head)):
         return False
     if len(difference) < _ENOUGH:
         return True

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 F64 = NDArray[np.float64]
 
 LN10 = float(np.log(10))
+# What counts as the start of a training.
+EARLY_STEPS = 20
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -43,7 +45,8 @@ class Cell:
     update_ratio: median over weights of ‖gradient‖ / ‖weight‖. conditioning: m₂/m₁² of the squared
     singular values of the network's Jacobian, 1 at isometry. plug_in: ln χ from the measured φ′².
     failure: why it can't train, or None; where set, what could be measured is still there.
-    trained: the loss after training, at the best of the learning rates.
+    trained: the loss after training, at the best of the learning rates. early: the mean loss of
+    the first twenty steps, at the rate that is best for them.
     """
 
     name: Name
@@ -66,6 +69,7 @@ class Cell:
     time_steps: int = 0
     trained: float = np.nan
     learning_rate: float = np.nan
+    early: float = np.nan
     failure: str | None = None
 
     @property
@@ -93,7 +97,8 @@ class Configuration:
     """A configuration's seeds, and its place.
 
     tier: 1 is best; those of one tier can't be told apart. score: decades of the gradient's norm,
-    lost ones doubly; lower is better, inf where it can't train. theory: ln χ per layer by
+    lost ones doubly; lower is better, inf where it can't train. arrives: whether it leads by
+    score, alone or with others. theory: ln χ per layer by
     mean-field theory, NaN where the model is no plain chain of layers; remark: why.
     """
 
@@ -106,6 +111,7 @@ class Configuration:
     remark: str = ""
     failure: str | None = None
     snippet: str = ""
+    arrives: bool = False
 
     def mean(self, quantity: str) -> float:
         """The mean of a cell's number over seeds, NaN where none has it."""

@@ -35,6 +35,7 @@ def _row(c: Configuration) -> dict[str, object]:
         "conditioning",
         "trained",
         "learning_rate",
+        "early",
     )
     return {
         "initialization": c.name.initialization,

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from gradscope.comparison.mitigation import Mitigation
+from gradscope.comparison.result import EARLY_STEPS
 
 # SGD with momentum, where an initialization shows: Adam takes steps of one size whatever the
 # gradient. Four powers of ten, as the best rate moves with the initialization, and a ranking at
@@ -21,10 +22,14 @@ _LAST = 10
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """The best learning rate, and the mean loss of the last steps with it; inf: all diverged."""
+    """The best learning rate, and the mean loss of the last steps with it; inf: all diverged.
+
+    early: the mean loss of the first steps, at the rate that is best for them.
+    """
 
     loss: float
     learning_rate: float
+    early: float
 
 
 def trained(
@@ -41,15 +46,21 @@ def trained(
     backward: runs the model and its backward, and returns the loss.
     """
     start = copy.deepcopy(model.state_dict())
-    best = Trained(math.inf, math.nan)
+    best, best_rate, early = math.inf, math.nan, math.inf
     for rate in rates:
         model.load_state_dict(start)
         torch.manual_seed(seed)
-        loss = _train(model, backward, steps, rate, mitigation)
-        if loss < best.loss:
-            best = Trained(loss, rate)
+        losses = _train(model, backward, steps, rate, mitigation)
+        early = min(early, _mean(losses[:EARLY_STEPS]))
+        loss = _mean(losses[-max(1, steps // _LAST) :])
+        if loss < best:
+            best, best_rate = loss, rate
     model.load_state_dict(start)
-    return best
+    return Trained(best, best_rate, early)
+
+
+def _mean(losses: Sequence[float]) -> float:
+    return math.inf if not all(map(math.isfinite, losses)) else sum(losses) / len(losses)
 
 
 def _train(
@@ -58,7 +69,8 @@ def _train(
     steps: int,
     rate: float,
     mitigation: Mitigation | None,
-) -> float:
+) -> list[float]:
+    """The losses, up to the first that isn't finite."""
     decay = mitigation.weight_decay if mitigation else 0.0
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(parameters, rate, momentum=_MOMENTUM, weight_decay=decay)
@@ -67,11 +79,10 @@ def _train(
         optimizer.zero_grad()
         losses.append(backward())
         if not math.isfinite(losses[-1]):
-            return math.inf
+            break
         if mitigation and mitigation.clip_norm is not None:
             nn.utils.clip_grad_norm_(parameters, mitigation.clip_norm)
         if mitigation and mitigation.clip_value is not None:
             nn.utils.clip_grad_value_(parameters, mitigation.clip_value)
         optimizer.step()
-    last = losses[-max(1, steps // _LAST) :]
-    return sum(last) / len(last)
+    return losses

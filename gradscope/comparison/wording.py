@@ -3,10 +3,11 @@
 import math
 
 from gradscope.analysis.words import count, number
-from gradscope.comparison.result import Comparison, Configuration
+from gradscope.comparison.result import EARLY_STEPS, Comparison, Configuration
 from gradscope.comparison.table import per_layer
 
 _WRITTEN_OUT = 300
+_MANY = 3
 
 
 def verdict(comparison: Comparison) -> str:
@@ -19,6 +20,9 @@ def verdict(comparison: Comparison) -> str:
     if len(top) == len(comparison.configurations) > 1:
         return f"All {len(top)} configurations carry the gradient alike."
     others = f", and {len(top) - 1} more can't be told from it" if len(top) > 1 else ""
+    alike = sum(c.arrives for c in comparison.configurations)
+    if alike > len(top):
+        return f"{alike} configurations carry the gradient; {best.name} trains fastest{others}."
     return f"{best.name} carries the gradient best{others}."
 
 
@@ -50,6 +54,24 @@ def _fold(decades: float) -> str:
 
 def recommendation(comparison: Comparison) -> str:
     """What to do, and how far that was tried."""
+    return f"{_recommended(comparison)}{_more(comparison)}"
+
+
+def _more(comparison: Comparison) -> str:
+    """What would tell more, where the gradient alone does not tell most of them apart."""
+    top = [c for c in comparison.configurations if c.tier == 1]
+    untrained = all(math.isnan(c.mean("early")) for c in top)
+    if len(top) < _MANY or 2 * len(top) <= len(comparison.configurations) or not untrained:
+        return ""
+    if comparison.best.failure is not None:
+        return ""
+    return (
+        f" The gradient alone does not tell {len(top)} of them apart: train_steps={EARLY_STEPS} "
+        "trains them for some steps, and tells more."
+    )
+
+
+def _recommended(comparison: Comparison) -> str:
     best, tried = comparison.best, comparison.verification
     if best.failure is not None:
         return "There is nothing to recommend."

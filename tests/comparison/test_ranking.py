@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -35,8 +36,12 @@ def _ranked(*groups: list[Cell]) -> tuple[Configuration, ...]:
 def test_shrinkage_weighs_double_and_the_worse_of_depth_and_time_counts() -> None:
     assert score(_cells("a", [2.0])[0]) == pytest.approx(2)
     assert score(_cells("a", [-2.0])[0]) == pytest.approx(4)
-    both = Cell(Name("a"), 0, gradient=np.zeros(11), slope=0.0, time_slope=-_LN10, time_steps=3)
+    # Two ratios: time_decades = time_slope / ln 10; the first three don't count.
+    both = Cell(Name("a"), 0, gradient=np.zeros(11), slope=0.0, time_slope=-4 * _LN10, time_steps=3)
+    assert both.time_decades == pytest.approx(-4)
     assert score(both) == pytest.approx(2)
+    assert score(replace(both, time_slope=-2 * _LN10)) == 0
+    assert score(replace(both, time_slope=2 * _LN10)) == pytest.approx(2)
 
 
 def test_what_pairing_tells_apart_is_not_of_one_tier() -> None:
@@ -53,6 +58,70 @@ def test_differences_that_change_sign_or_do_not_matter_are_one_tier() -> None:
     other = _cells("other", [4.0, 1.0, 3.0])
     slightly = _cells("slightly", [1.1, 3.1, 2.1])
     assert {c.tier for c in _ranked(one, other, slightly)} == {1}
+
+
+def test_all_in_which_the_gradient_arrives_are_of_the_first_tier() -> None:
+    made = _ranked(
+        _cells("flat", [0.0, 0.0, 0.0]),
+        _cells("grows", [0.9, 0.9, 0.9]),
+        _cells("shrinks", [-0.4, -0.4, -0.4]),
+        _cells("more", [-0.6, -0.6, -0.6]),
+    )
+    assert [(c.name.initialization, c.tier, c.arrives) for c in made] == [
+        ("flat", 1, True),
+        ("shrinks", 1, True),
+        ("grows", 1, True),
+        ("more", 2, False),
+    ]
+
+
+def _trained(name: str, decades: float, early: Sequence[float]) -> list[Cell]:
+    cells = _cells(name, [decades] * len(early))
+    return [replace(cell, early=loss) for cell, loss in zip(cells, early, strict=True)]
+
+
+def test_where_the_gradient_does_not_tell_half_apart_the_first_losses_do() -> None:
+    made = _ranked(
+        _trained("slow", 0.0, [2.0, 2.1, 2.2]),
+        _trained("fast", 0.5, [1.0, 1.1, 1.2]),
+        # By less than a twentieth, though in each seed.
+        _trained("as_fast", 0.2, [1.03, 1.13, 1.23]),
+        _trained("lost", -3.0, [0.1, 0.1, 0.1]),
+    )
+    assert [(c.name.initialization, c.tier, c.arrives) for c in made] == [
+        ("fast", 1, True),
+        ("as_fast", 1, True),
+        ("slow", 2, True),
+        ("lost", 3, False),
+    ]
+
+
+def test_where_it_does_the_first_losses_change_nothing() -> None:
+    made = _ranked(
+        _trained("slow", 0.0, [2.0, 2.1, 2.2]),
+        _trained("fast", 0.5, [1.0, 1.1, 1.2]),
+        _trained("lost", -3.0, [0.1, 0.1, 0.1]),
+        _trained("lost_too", -5.0, [0.1, 0.1, 0.1]),
+    )
+    assert [(c.name.initialization, c.tier) for c in made] == [
+        ("slow", 1),
+        ("fast", 1),
+        ("lost", 2),
+        ("lost_too", 3),
+    ]
+
+
+def test_what_diverged_at_every_rate_comes_after_what_did_not() -> None:
+    made = _ranked(
+        _trained("diverged", 0.0, [math.inf, 1.0, 1.0]),
+        _trained("fast", 0.5, [1.0, 1.1, 1.2]),
+        _trained("faster", 0.5, [0.5, 0.6, 0.7]),
+    )
+    assert [(c.name.initialization, c.tier) for c in made] == [
+        ("faster", 1),
+        ("fast", 2),
+        ("diverged", 3),
+    ]
 
 
 def test_failures_and_unknowns_come_last() -> None:

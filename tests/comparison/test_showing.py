@@ -128,6 +128,26 @@ def test_all_or_nothing_can_be_alike() -> None:
     assert "No configuration can train." in render(comparison)
 
 
+def _alike(*, early: float) -> Comparison:
+    cells = [
+        replace(cell, early=early + place)
+        for place, name in enumerate(("slow", "fast", "other"))
+        for cell in _cells(Name(name), 0.01 * (3 - place))
+    ]
+    made = ranked(cells, {}, lambda *_: (math.nan, ""))
+    return Comparison("Net", made, tuple("abcdefghijk"), (0, 1, 2))
+
+
+def test_where_the_gradient_tells_nothing_apart_training_is_proposed() -> None:
+    untrained = _alike(early=math.nan)
+    assert verdict(untrained) == "All 3 configurations carry the gradient alike."
+    assert "train_steps=20" in recommendation(untrained)
+    trained = _alike(early=1.0)
+    assert verdict(trained) == "3 configurations carry the gradient; slow + own trains fastest."
+    assert "train_steps" not in recommendation(trained)
+    assert "train_steps" not in recommendation(_comparison())
+
+
 def test_files_are_what_their_suffix_says(tmp_path: Path) -> None:
     comparison = _comparison()
     read = pd.read_csv(io.StringIO(comparison.write(tmp_path / "new/a.csv").read_text()))
