@@ -3,7 +3,7 @@
     python -m benchmarks.ranking [MODEL ...] [--seeds 5] [--steps 200]
 
 Each configuration is ranked by one forward and backward (and, where that tells less than half of
-them apart, by the loss of the first twenty steps), and trained on a batch of digits at four
+them apart, by the loss of the first thirty steps), and trained on a batch of digits at four
 learning rates; the best of them counts. Asked is that the first tier holds a configuration whose
 loss is within the seeds' interval of the best, holds none that fails to train, and is at most half
 of the grid.

@@ -1,7 +1,7 @@
-"""A comparison as one HTML page: no script, no request; pictures as SVG."""
+"""A comparison as one HTML page that asks for nothing; pictures as SVG, there without a script."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 
@@ -9,25 +9,31 @@ import numpy as np
 from markupsafe import Markup
 
 from gradscope.analysis.words import number
-from gradscope.comparison.result import LN10, Comparison, Configuration
+from gradscope.comparison.result import F64, LN10, Comparison, Configuration
 from gradscope.comparison.table import per_layer
 from gradscope.comparison.wording import disagreements, gradient, recommendation, size, verdict
-from gradscope.reporters.html.script import digest, stylesheet
+from gradscope.reporters.html.script import digest, script, stylesheet
 from gradscope.reporters.templates import template
 from gradscope.reporters.wording import inert
 
 # More lines can't be told apart; decades beyond this are all as bad.
 _MOST_LINES = 40
 _FULL = 6.0
+# From here on a cell is so dark that white is read best.
+_DEEP = 0.5
+# As many letters as there is room for above a column and beside a row of the map.
+_OF_COLUMN, _OF_ROW = 12, 22
 _WIDTH, _HEIGHT, _LEFT, _FOOT = 900, 340, 56, 34
 
 
 @dataclass(frozen=True, slots=True)
 class _Line:
     path: str
+    band: str
     theory: str
     title: str
     kind: str
+    place: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +49,15 @@ class _Box:
 def render(comparison: Comparison) -> str:
     """The whole page."""
     css = stylesheet() + _css()
+    code = script("compare.js")
     low, high = _range(comparison.configurations)
     page: str = template("html/compare.html").render(
         css=Markup(css),  # noqa: S704  (files of this package)
-        policy=f"default-src 'none'; style-src {digest(css)}; base-uri 'none'",
+        policy=(
+            f"default-src 'none'; script-src {digest(code)}; style-src {digest(css)}; "
+            "base-uri 'none'; form-action 'none'"
+        ),
+        script=Markup(code),  # noqa: S704  (files of this package)
         comparison=comparison,
         verdict=verdict(comparison),
         size=size(comparison),
@@ -59,7 +70,8 @@ def render(comparison: Comparison) -> str:
         left=_LEFT,
         floor=_HEIGHT - _FOOT,
         maps=_maps(comparison),
-        rows=[_row(c) for c in comparison.configurations],
+        rows=[_row(c, place) for place, c in enumerate(comparison.configurations)],
+        remarks=any(c.failure or c.remark for c in comparison.configurations),
         columns=_columns(comparison),
         disagreements=disagreements(comparison),
     )
@@ -82,12 +94,12 @@ def _snippet(comparison: Comparison) -> Markup:
 # The gradient by depth, in decades, at the last layer 0.
 
 
-def _curve(c: Configuration) -> np.ndarray:
+def _curve(c: Configuration, of: Callable[[F64], float] = np.nanmean) -> F64:
     logs = np.where(np.isfinite(c.gradient), c.gradient, np.nan)
     if logs.shape[1] < 2:  # noqa: PLR2004
         return np.empty(0)
     relative = (logs - logs[:, -1:]) / LN10
-    return np.asarray([np.nan if np.isnan(x).all() else np.nanmean(x) for x in relative.T])
+    return np.asarray([np.nan if np.isnan(x).all() else of(x) for x in relative.T])
 
 
 def _range(configurations: Sequence[Configuration]) -> tuple[float, float]:
@@ -115,12 +127,17 @@ def _y(value: float, low: float, high: float) -> float:
 
 def _lines(comparison: Comparison, low: float, high: float) -> list[_Line]:
     made = []
-    for c in reversed(comparison.configurations[:_MOST_LINES]):
+    for place, c in reversed([*enumerate(comparison.configurations[:_MOST_LINES])]):
         curve = _curve(c)
         if not len(curve):
             continue
         kind = "failed" if c.failure else "top" if c.tier == 1 else "other"
-        theory = ""
+        theory = band = ""
+        every = np.arange(len(curve))
+        if c.tier == 1 and len(c.cells) > 1:
+            under = _path(every, _curve(c, np.nanmin), len(curve), low, high)
+            over = _path(every[::-1], _curve(c, np.nanmax)[::-1], len(curve), low, high)
+            band = f"{under}L{over[1:]}Z" if under else ""
         if not math.isnan(c.theory) and c.tier == 1:
             # From the last layer but one on, where the slope is taken.
             places = np.arange(len(curve) - 2, 0, -1)
@@ -129,9 +146,8 @@ def _lines(comparison: Comparison, low: float, high: float) -> list[_Line]:
             predicted = anchor + steps * c.theory / (2 * LN10)
             theory = _path(places, predicted, len(curve), low, high)
         title = f"{c.name}: {gradient(c)}"
-        made.append(
-            _Line(_path(np.arange(len(curve)), curve, len(curve), low, high), theory, title, kind)
-        )
+        path = _path(every, curve, len(curve), low, high)
+        made.append(_Line(path, band, theory, title, kind, place))
     return made
 
 
@@ -149,9 +165,11 @@ def _path(places: np.ndarray, values: np.ndarray, number_of: int, low: float, hi
 
 @dataclass(frozen=True, slots=True)
 class _Map:
+    """rows, columns: names as they are, and as they fit."""
+
     title: str
-    rows: tuple[str, ...]
-    columns: tuple[str, ...]
+    rows: tuple[tuple[str, str], ...]
+    columns: tuple[tuple[str, str], ...]
     boxes: tuple[_Box, ...]
 
 
@@ -179,24 +197,35 @@ def _maps(comparison: Comparison) -> list[_Map]:
             for name, why in comparison.left_out.items()
             if name.mitigation == mitigation
         ]
-        made.append(_Map("" if mitigation == "none" else mitigation, rows, columns, tuple(boxes)))
+        made.append(
+            _Map(
+                "" if mitigation == "none" else mitigation,
+                tuple((name, _fitting(name, _OF_ROW)) for name in rows),
+                tuple((name, _fitting(name, _OF_COLUMN)) for name in columns),
+                tuple(boxes),
+            )
+        )
     return made
+
+
+def _fitting(name: str, letters: int) -> str:
+    return name if len(name) <= letters else f"{name[: letters - 1]}…"
 
 
 def _box(c: Configuration, rows: Sequence[str], columns: Sequence[str]) -> _Box:
     ways = [d for d in (c.mean("decades"), c.mean("time_decades")) if not math.isnan(d)]
     worst = max(ways, key=abs, default=math.nan)
     kind = "failed" if c.failure else "unknown" if math.isnan(worst) else ""
-    kind = kind or ("shrinks" if worst < 0 else "grows")
+    kind = kind or ("arrives" if c.arrives else "shrinks" if worst < 0 else "grows")
     text = "×" if c.failure else "–" if math.isnan(worst) else f"{worst:+.1f}"
-    depth = 0.0 if kind in {"failed", "unknown"} else min(abs(worst) / _FULL, 1.0)
+    depth = min(abs(worst) / _FULL, 1.0) if kind in {"shrinks", "grows"} else 0.0
     return _Box(
         columns.index(c.name.activation),
         rows.index(c.name.initialization),
         f"{c.name}, tier {c.tier}: {gradient(c)}",
         text,
-        kind + (" top" if c.tier == 1 else ""),
-        round(0.08 + 0.8 * depth, 3),
+        kind + (" top" if c.tier == 1 else "") + (" deep" if depth > _DEEP else ""),
+        round(0.08 + 0.8 * depth, 3) if depth else 0.0,
     )
 
 
@@ -212,8 +241,10 @@ _COLUMNS = {
     "saturated": "flat",
     "similarity": "cosine of samples",
     "update_ratio": "‖g‖ / ‖w‖",
+    "early": "loss, first steps",
     "trained": "loss after",
 }
+_SHARES = {"dead", "saturated"}
 
 
 def _value(c: Configuration, column: str) -> float:
@@ -234,13 +265,17 @@ def _columns(comparison: Comparison) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class _Row:
+    """values: by column, what is written, and what it is sorted by."""
+
     configuration: Configuration
-    values: dict[str, str]
+    place: int
+    values: dict[str, tuple[str, str]]
 
 
-def _row(c: Configuration) -> _Row:
+def _row(c: Configuration, place: int) -> _Row:
     values = {}
     for column, title in _COLUMNS.items():
         value = _value(c, column)
-        values[title] = "–" if math.isnan(value) else number(value)
-    return _Row(c, values)
+        said = f"{100 * value:.0f} %" if column in _SHARES else number(value)
+        values[title] = ("–", "") if math.isnan(value) else (said, repr(float(value)))
+    return _Row(c, place, values)

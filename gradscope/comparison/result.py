@@ -15,7 +15,7 @@ F64 = NDArray[np.float64]
 
 LN10 = float(np.log(10))
 # What counts as the start of a training.
-EARLY_STEPS = 20
+EARLY_STEPS = 30
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -46,7 +46,7 @@ class Cell:
     singular values of the network's Jacobian, 1 at isometry. plug_in: ln χ from the measured φ′².
     failure: why it can't train, or None; where set, what could be measured is still there.
     trained: the loss after training, at the best of the learning rates. early: the mean loss of
-    the first twenty steps, at the rate that is best for them.
+    the first thirty steps, at the rate that is best for them.
     """
 
     name: Name

@@ -1,4 +1,4 @@
-"""The page's one script: the viewer's modules and the page's own, each in a scope of its own."""
+"""A page's one script: the viewer's modules and the page's own, each in a scope of its own."""
 
 import base64
 import hashlib
@@ -13,13 +13,14 @@ _EXPORT = re.compile(r"^export ", re.MULTILINE)
 
 
 @cache
-def script() -> str:
-    """The script. A page opened from disk can't import modules, so they come in one piece.
+def script(entry: str = "page.js") -> str:
+    """The script that starts there.
 
-    Relies on how the modules are written: named imports and exports at the start of a line.
+    A page opened from disk can't import modules, so they come in one piece. Relies on how
+    the modules are written: named imports and exports at the start of a line.
     """
     ordered: dict[str, str] = {}
-    _collect("page.js", ordered)
+    _collect(entry, ordered)
     modules = [f"const {_scope(name)} = {_wrapped(text)};" for name, text in ordered.items()]
     return "\n".join(['"use strict";', *modules])
 
