@@ -18,7 +18,7 @@ from gradscope.comparison.text import as_text
 from gradscope.comparison.wording import disagreements, recommendation, verdict
 from gradscope.errors import ConfigError
 
-_EVIL = "<script>alert(1)</script>"
+EVIL = "<script>alert(1)</script>"
 
 
 def _cells(name: Name, slope: float, *, failure: str | None = None) -> list[Cell]:
@@ -34,11 +34,11 @@ def _cells(name: Name, slope: float, *, failure: str | None = None) -> list[Cell
     ]
 
 
-def _comparison(*, tried: Verification | None = None, missing: int = 0) -> Comparison:
+def written_by_hand(*, tried: Verification | None = None, missing: int = 0) -> Comparison:
     cells = [
         *_cells(Name("kaiming_normal", "relu"), 0.01),
         *_cells(Name("xavier_uniform", "relu"), -0.69),
-        *_cells(Name(_EVIL, "relu"), 3.0, failure="the loss is nan"),
+        *_cells(Name(EVIL, "relu"), 3.0, failure="the loss is nan"),
         *_cells(Name("own", "tanh", "residual"), math.nan),
     ]
     made = ranked(
@@ -60,7 +60,7 @@ def _comparison(*, tried: Verification | None = None, missing: int = 0) -> Compa
 
 
 def test_the_frame_is_best_first_and_says_factors_of_the_norm() -> None:
-    frame = _comparison().frame()
+    frame = written_by_hand().frame()
     assert list(frame.columns[:4]) == ["initialization", "activation", "mitigation", "tier"]
     assert frame["initialization"].tolist()[:2] == ["kaiming_normal", "xavier_uniform"]
     xavier = frame[frame["initialization"] == "xavier_uniform"].iloc[0]
@@ -68,11 +68,11 @@ def test_the_frame_is_best_first_and_says_factors_of_the_norm() -> None:
     assert xavier["theory"] == pytest.approx(math.exp(-0.3))
     assert xavier["decades"] == pytest.approx(-0.689 * 10 / (2 * math.log(10)))
     assert xavier["first_to_last"] == pytest.approx(math.exp(0.69 * 5))
-    assert math.isinf(frame[frame["initialization"] == _EVIL]["score"].iloc[0])
+    assert math.isinf(frame[frame["initialization"] == EVIL]["score"].iloc[0])
 
 
 def test_the_text_says_what_leads_what_fails_and_what_was_left_out() -> None:
-    text = as_text(_comparison(missing=2), 80)
+    text = as_text(written_by_hand(missing=2), 80)
     assert max(map(len, text.splitlines())) <= 80
     for words in (
         "kaiming_normal + relu carries the gradient best.",
@@ -97,22 +97,22 @@ def test_the_text_says_what_leads_what_fails_and_what_was_left_out() -> None:
 def test_code_is_shown_unless_training_spoke_against_it(
     tried: Verification | None, words: str, *, has_code: bool
 ) -> None:
-    comparison = _comparison(tried=tried)
+    comparison = written_by_hand(tried=tried)
     assert words in recommendation(comparison)
     assert ("a &lt; b\nc" in render(comparison)) == has_code
     assert ("a < b\nc" in as_text(comparison)) == has_code
 
 
 def test_theory_is_named_where_it_is_outside_the_interval() -> None:
-    told = disagreements(_comparison())
+    told = disagreements(written_by_hand())
     assert len(told) == 1
     assert told[0].startswith("xavier_uniform + relu: theory says 0.741 per layer")
 
 
 def test_the_page_holds_names_as_text_and_asks_for_nothing() -> None:
-    page = render(_comparison())
+    page = render(written_by_hand())
     assert page.count("<script") == 1
-    assert _EVIL not in page
+    assert EVIL not in page
     assert "&lt;script&gt;alert(1)" in page
     assert "default-src &#39;none&#39;" in page or "default-src 'none'" in page
     assert "http" not in page.replace("http-equiv", "")
@@ -146,11 +146,11 @@ def test_where_the_gradient_tells_nothing_apart_training_is_proposed() -> None:
     trained = _alike(early=1.0)
     assert verdict(trained) == "3 configurations carry the gradient; slow + own trains fastest."
     assert "train_steps" not in recommendation(trained)
-    assert "train_steps" not in recommendation(_comparison())
+    assert "train_steps" not in recommendation(written_by_hand())
 
 
 def test_files_are_what_their_suffix_says(tmp_path: Path) -> None:
-    comparison = _comparison()
+    comparison = written_by_hand()
     read = pd.read_csv(io.StringIO(comparison.write(tmp_path / "new/a.csv").read_text()))
     assert read["tier"].tolist() == comparison.frame()["tier"].tolist()
     assert comparison.write(tmp_path / "a.html").read_text().startswith("<!doctype html>")
@@ -160,7 +160,7 @@ def test_files_are_what_their_suffix_says(tmp_path: Path) -> None:
 
 
 def test_hparams_have_one_folder_per_configuration(tmp_path: Path) -> None:
-    comparison = _comparison()
+    comparison = written_by_hand()
     for _ in range(2):
         write_hparams(comparison, tmp_path)
     folders = sorted(path for path in tmp_path.iterdir() if path.is_dir())
@@ -184,7 +184,7 @@ def test_a_terminal_may_know_ascii_alone(
 ) -> None:
     told = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr("sys.stdout", told)
-    replace(_comparison(), notes=("\u03c7 is 1",)).print()
+    replace(written_by_hand(), notes=("\u03c7 is 1",)).print()
     told.flush()
     assert b"? is 1" in told.buffer.getvalue()
 
