@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -259,7 +259,9 @@ class _Stand:
                     parameter.sub_(size * parameter.grad)
         self.model.zero_grad()
 
-    def _swapped(self, setting: Setting) -> AbstractContextManager[Swapped]:
+    def _swapped(self, setting: Setting) -> AbstractContextManager[Swapped | None]:
+        if setting.activation is None and not (setting.mitigation and setting.mitigation.at_sites):
+            return nullcontext()
         return swapping(
             self.model, setting.sites, setting.activation, mitigation=setting.mitigation
         )

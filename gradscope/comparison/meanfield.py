@@ -26,6 +26,8 @@ _EXACT = 1e-12
 _FIXED = 1e-8
 # Two fixed points that nearly meet hide between points of the grid.
 _NEARLY = 1e-3
+# Less of a dip is rounding: of ReLU all points of the grid are alike.
+_DIP = 1 - 1e-9
 # The layers' last χ against that at q*, above which the limit misleads.
 _SETTLED = 0.01
 # With He and inputs of variance 1, GELU has 8.9 and Mish 6.2, and theory alone misleads; SiLU
@@ -274,7 +276,7 @@ def _first_root(excess: Excess, points: F64, ahead: F64, sign: float) -> float |
                 brentq(excess, *sorted(points[index - 1 : index + 1]), xtol=1e-300, rtol=1e-14)
             )
         within = ahead[index - 1 : index + 2]
-        if within.size == 3 and _EXACT < within[1] < min(_NEARLY, within[0], within[2]):  # noqa: PLR2004
+        if within.size == 3 and _EXACT < within[1] < min(_NEARLY, _DIP * min(within[::2])):  # noqa: PLR2004
             ends = sorted((points[index - 1], points[index + 1]))
             low = minimize_scalar(
                 lambda q: sign * excess(q), bounds=ends, method="bounded", options={"xatol": 1e-12}

@@ -43,6 +43,11 @@ class Mitigation:
     clip_value: float | None = None
     change: Change | None = None
 
+    @property
+    def at_sites(self) -> bool:
+        """Whether it acts where activations are called."""
+        return self.residual or self.normalization is not None or self.dropout > 0
+
 
 MITIGATIONS: Mapping[str, Mitigation] = {
     mitigation.name: mitigation
