@@ -167,19 +167,19 @@ def _paired(one: Sequence[Cell], other: Sequence[Cell], of: Callable[[Cell], flo
 
 
 def agreement(configurations: Sequence[Configuration]) -> float:
-    """Spearman's rank correlation of score and loss after training; NaN for fewer than three.
+    """Spearman's rank correlation of tier and loss after training; NaN for fewer than three.
 
-    What can't train, or diverged at every rate, comes last in both.
+    What diverged at every rate comes last.
     """
     pairs = [
-        (c.score.mean, float(np.mean([cell.trained for cell in c.cells])))
+        (c.tier, float(np.mean([cell.trained for cell in c.cells])))
         for c in configurations
         if not math.isnan(c.score.mean)
     ]
     pairs = [pair for pair in pairs if not math.isnan(pair[1])]
     if len(pairs) < _ENOUGH:
         return math.nan
-    scores, losses = (stats.rankdata(values) for values in zip(*pairs, strict=True))
-    if np.ptp(scores) == 0 or np.ptp(losses) == 0:
+    tiers, losses = (stats.rankdata(values) for values in zip(*pairs, strict=True))
+    if np.ptp(tiers) == 0 or np.ptp(losses) == 0:
         return math.nan
-    return float(stats.spearmanr(scores, losses).statistic)
+    return float(stats.spearmanr(tiers, losses).statistic)

@@ -153,7 +153,7 @@ class Comparison:
 
     left_out: configurations that don't exist for this model, and why. left: parameters and
     activations that were left alone, and why. layers: names of the L layers. agreement: rank
-    correlation (Spearman) of score and loss after training, NaN without training.
+    correlation (Spearman) of tier and loss after training, NaN without training.
     """
 
     model: str

@@ -140,9 +140,9 @@ def test_agreement_is_spearmans() -> None:
         _cells("a", [1.0, 1.1, 1.2]), _cells("b", [-3.0, -3.1, -3.3]), _cells("c", [2.0, 2.1, 2.3])
     )
     assert agreement(made) == pytest.approx(1)
-    scores = [c.score.mean for c in made]
+    other = [replace(c, tier=tier) for c, tier in zip(made, (2, 1, 1), strict=True)]
     losses = [c.mean("trained") for c in made]
-    assert agreement(made) == pytest.approx(stats.spearmanr(scores, losses).statistic)
+    assert agreement(other) == pytest.approx(stats.spearmanr([2, 1, 1], losses).statistic)
     assert math.isnan(agreement(made[:2]))
 
 
