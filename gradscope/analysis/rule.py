@@ -20,7 +20,14 @@ class UnjudgedError(Exception):
 
 
 # The sections of a rule's page, in this order.
-SECTIONS = ("What it measures", "Why it matters", "Known limits", "Example", "References")
+SECTIONS = (
+    "What it measures",
+    "Why it matters",
+    "How sure it is",
+    "Known limits",
+    "Example",
+    "References",
+)
 
 
 @dataclass(frozen=True, slots=True)

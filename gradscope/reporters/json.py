@@ -89,6 +89,7 @@ def _rule(rule: Rule[Any]) -> dict[str, Any]:
         "code": rule.code,
         "name": rule.name,
         "requires": list(rule.requires),
+        "how_sure": rule.section("How sure it is"),
         "limits": _plain(asdict(rule.limits)),
     }
 

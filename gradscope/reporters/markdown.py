@@ -11,6 +11,7 @@ from gradscope.reporters.outline import Branch, outline
 from gradscope.reporters.provenance import particulars, unseen
 from gradscope.reporters.wording import (
     checked,
+    how_sure,
     inert,
     since,
     skipped_by_reason,
@@ -75,6 +76,9 @@ class MarkdownReporter:
             yield points(_cut(explained, _MAX_CONSEQUENCES))
         reason = why(report, finding)
         details = [f"**Why it matters:** {prose(reason)}"] if reason else []
+        sure = how_sure(report, finding)
+        if sure:
+            details.append(f"**How sure it is:** {prose(sure)}")
         if self.folded and finding.evidence:
             details.append(_evidence(finding.evidence))
         if details and self.folded:

@@ -6,7 +6,7 @@ from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup, escape
 
 from gradscope.analysis.words import number
-from gradscope.reporters.wording import inert, place, since, steps, why
+from gradscope.reporters.wording import how_sure, inert, place, since, steps, why
 
 
 def template(name: str) -> Template:
@@ -19,7 +19,7 @@ def template(name: str) -> Template:
         lstrip_blocks=True,
     )
     environment.filters.update(prose=prose, number=number)
-    environment.globals.update(place=place, since=since, steps=steps, why=why)
+    environment.globals.update(place=place, since=since, steps=steps, why=why, how_sure=how_sure)
     source = resources.files("gradscope.reporters").joinpath(name).read_text(encoding="utf-8")
     return environment.from_string(source)
 

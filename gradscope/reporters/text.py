@@ -15,6 +15,7 @@ from gradscope.reporters.provenance import particulars, unseen
 from gradscope.reporters.wording import (
     checked,
     has_verdict,
+    how_sure,
     inert,
     since,
     skipped_by_reason,
@@ -118,6 +119,9 @@ def _cause(report: Report, branch: Branch) -> Iterator[_Paragraph]:
     reason = why(report, finding)
     if reason:
         yield _said(f"Why it matters: {inert(reason)}", "  ")
+    sure = how_sure(report, finding)
+    if sure:
+        yield _said(f"How sure it is: {inert(sure)}", "  ")
     if finding.remedies:
         yield _said("What to do:", "  ", style="bold")
     for place, remedy in enumerate(finding.remedies, start=1):

@@ -67,9 +67,17 @@ def skipped_by_reason(report: Report) -> dict[str, list[str]]:
 
 def why(report: Report, finding: Finding) -> str:
     """Why it matters: the first paragraph of the rule's page; "" where there is none."""
+    return _of_page(report, finding, "Why it matters")
+
+
+def how_sure(report: Report, finding: Finding) -> str:
+    """How sure it is, by the rule's page; "" where it says nothing."""
+    return _of_page(report, finding, "How sure it is")
+
+
+def _of_page(report: Report, finding: Finding, title: str) -> str:
     asked = (rule for rule in report.rules if rule.code == finding.code)
-    reasons = (rule.section("Why it matters") for rule in asked)
-    return next(reasons, "").partition("\n\n")[0]
+    return next((rule.section(title) for rule in asked), "").partition("\n\n")[0]
 
 
 def since(finding: Finding, run: Run) -> str:

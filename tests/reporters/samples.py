@@ -125,6 +125,9 @@ def rule_of(code: str, name: str) -> Rule[Any]:
 
         A second paragraph.
 
+        ## How sure it is
+        Certain that `grad_norm` fades; that it does harm is likely.
+
         ## References
         None.
         """

@@ -339,3 +339,11 @@ def test_more_runs_than_fit_are_refused() -> None:
 
 def test_the_same_report_makes_the_same_page() -> None:
     assert HtmlReporter().render(ALL["full"]) == made(ALL["full"])
+
+
+def test_a_finding_says_how_sure_it_is() -> None:
+    page = made(sick_report())
+    said = page.partition("<h4>How sure it is</h4>")[2].partition("</p>")[0]
+    assert "<code>grad_norm</code> fades" in said
+    own = HtmlReporter().render(replace(sick_report(), rules=()))
+    assert "How sure it is" not in own

@@ -50,6 +50,10 @@ def adam_epsilon_dominates(run: Run, limits: Limits) -> Iterator[Finding]:
     the step is the gradient times lr/ε, and a gradient a hundred times smaller than ε makes a step
     a hundred times smaller than the learning rate says.
 
+    ## How sure it is
+    Certain that ε is larger than the gradients. That the steps are too small for it is likely,
+    where the loss is stuck.
+
     ## Known limits
     A large ε is chosen on purpose (0.1 for Inception, 1e-5 in reinforcement learning), and works
     with a learning rate to match; so without harm it is information. Gradients that are exactly

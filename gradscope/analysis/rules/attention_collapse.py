@@ -57,6 +57,9 @@ def attention_collapse(run: Run, limits: Limits) -> Iterator[Finding]:
     and what they look at is what the weights happened to be when it froze. One that spreads over
     all keys hands on their mean, the same for every query.
 
+    ## How sure it is
+    Certain as to the entropy. That it holds the training up is likely, where the loss is stuck.
+
     ## Known limits
     Copying needs attention to one key, and succeeds with it: without a stuck loss it is
     information. A single layer of several is no finding. Fused kernels

@@ -56,6 +56,10 @@ def attention_logit_growth(run: Run, limits: Limits) -> Iterator[Finding]:
     and its derivative is zero. Queries and keys then get no gradient but the rest of the network
     trains on; the loss rises, or stays where it is. In half precision the logits overflow.
 
+    ## How sure it is
+    Certain where the softmax is seen; possible where only a bound is known. That it does harm
+    is likely, where the loss has suffered.
+
     ## Known limits
     A large logit with a large one beside it does no harm: without a stuck loss it is
     information, up to 10,000. The upper bound may be far above the largest logit. Logits inside

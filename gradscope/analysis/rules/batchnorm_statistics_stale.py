@@ -47,6 +47,9 @@ def batchnorm_statistics_stale(run: Run, limits: Limits) -> Iterator[Finding]:
     network is another one at evaluation than the one that was trained: the training loss is fine,
     the validation loss is not.
 
+    ## How sure it is
+    Certain: the statistics are compared to the bit. That evaluation will be wrong follows.
+
     ## Known limits
     In evaluation mode the statistics are meant to stay (GS009 tells whether the mode is). Of a
     norm without running statistics (`track_running_stats=False`) there are none to be stale. The

@@ -43,6 +43,10 @@ def clipping_dominates(run: Run, limits: Limits) -> Iterator[Finding]:
     learning rate is in effect max_norm times what it says. Whatever is wrong with the size of
     the gradients is hidden.
 
+    ## How sure it is
+    Certain where the norm before clipping is known; likely where only a norm that never changes
+    gives it away.
+
     ## Known limits
     Many language models are trained with clipping in most steps, and well; so it is information.
     A norm that is limited per parameter group, or in half precision, is not recognized.

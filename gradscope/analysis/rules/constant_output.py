@@ -41,6 +41,10 @@ def constant_output(run: Run, limits: Limits) -> Iterator[Finding]:
     layers, weights that decayed to zero. Behind that place nothing can be learned, and before it
     the gradient is often exactly zero.
 
+    ## How sure it is
+    Certain that the output hardly differs from sample to sample. That it should is likely, as
+    the targets differ or the loss is stuck.
+
     ## Known limits
     A head that starts at zero is constant at first only, and no finding. Batches of one sample
     are not judged, nor outputs without samples (a loss). Where the targets hardly differ such an

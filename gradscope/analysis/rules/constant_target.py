@@ -38,6 +38,9 @@ def constant_target(run: Run, limits: Limits) -> Iterator[Finding]:
     bias. A labels' column that was read wrongly, a comparison that is never true, an index that
     does not move look like this; no gradient tells.
 
+    ## How sure it is
+    Certain that the recorded targets were all the same; likely that the others were, too.
+
     ## Known limits
     Not judged: targets of zero in a regression (the residual of an equation), trainings of
     several optimizers (a GAN's labels for real and fake), and losses that are no measure of

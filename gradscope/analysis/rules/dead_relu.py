@@ -62,6 +62,10 @@ def dead_relu(run: Run, limits: Limits) -> Iterator[Finding]:
     gradient for any, so nothing brings it back. Where a whole layer is dead, no layer before it
     gets a gradient, and the output is a constant.
 
+    ## How sure it is
+    Certain that the units were silent for all recorded samples; likely that they stay so: their
+    gradient is zero, but the layers before may still move.
+
     ## Known limits
     Half of a layer may be dead without harm: then it is information. What is called inside a
     compiled model is not seen. Data that come in an order may leave units silent for a while.

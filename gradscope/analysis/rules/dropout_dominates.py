@@ -34,6 +34,9 @@ def dropout_dominates(run: Run, limits: Limits) -> Iterator[Finding]:
     what comes out is 1/(1 - p) times that of what went in. From nine of ten dropped on, what a
     unit hears is mostly noise, and so is its gradient. At p = 1 nothing comes out at all.
 
+    ## How sure it is
+    Certain as to p. That less would be better is likely, where the loss is stuck.
+
     ## Known limits
     Calls of `nn.functional.dropout` are not seen. Layers with many redundant units may bear it:
     unless the loss is stuck it is information.

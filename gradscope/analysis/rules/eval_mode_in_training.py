@@ -61,6 +61,10 @@ def eval_mode_in_training(run: Run, limits: Limits) -> Iterator[Finding]:
     model than was asked for: it overfits, and its norms no longer follow the weights. A new batch
     norm in evaluation mode does not normalize at all.
 
+    ## How sure it is
+    Certain as to the mode, which is read. Whether it was meant is likely at best: hence it is a
+    warning only where it changed on the way, or does harm.
+
     ## Known limits
     A frozen part rests in evaluation mode, and batch norms often do in fine-tuning and at the end
     of a training: in order, and information. Dropout that was off all along may be meant, and its

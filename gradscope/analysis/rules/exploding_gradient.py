@@ -39,6 +39,10 @@ def exploding_gradient(run: Run, limits: Limits) -> Iterator[Finding]:
     that are too large for them at any learning rate that the late layers need; soon the numbers
     leave the range of the dtype.
 
+    ## How sure it is
+    Certain that the gradient grows. That it breaks the training is likely, where the loss is
+    stuck or has ended.
+
     ## Known limits
     Growth along depth only. A gradient that grows from step to step is GS207
     gradient-norm-growth. Without a stuck or non-finite loss it is only information: clipping

@@ -49,6 +49,9 @@ def exploding_through_time(run: Run, limits: Limits) -> Iterator[Finding]:
     gradient of the weights is that of the earliest inputs, and a step along it throws the state
     elsewhere: the loss jumps between walls, or the numbers leave the range of the dtype.
 
+    ## How sure it is
+    Certain that the gradient grows. That it breaks the training is likely.
+
     ## Known limits
     Clipping and Adam can hold it: without a stuck or non-finite loss a growth below a million is
     information.

@@ -64,6 +64,10 @@ def gradient_ascent(run: Run, limits: Limits) -> Iterator[Finding]:
     Each step makes the loss worse, by as much as it should have made it better: it grows without
     a bound, and ends in NaN.
 
+    ## How sure it is
+    Certain where the gradient's sign is read off the biases; likely where only the direction of
+    the steps tells.
+
     ## Known limits
     Where `maximize=True` is set the ascent was asked for: then it is information. A loss that was
     negated before `backward()` is known only if it was logged with its old sign, and its steps

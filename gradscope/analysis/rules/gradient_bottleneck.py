@@ -46,6 +46,10 @@ def gradient_bottleneck(run: Run, limits: Limits) -> Iterator[Finding]:
     cause is in one place: weights of the wrong scale, a factor in the forward, an activation
     that is saturated, a softmax between layers.
 
+    ## How sure it is
+    Certain that the gradient drops there. That it is one layer's fault is likely: a branch that
+    no table shows may carry the rest.
+
     ## Known limits
     Does not judge the first two layers (where there is attention, three), which may be branches,
     nor the last, where the loss's own scale is. A branch beside the chain is not a bottleneck, nor

@@ -45,6 +45,10 @@ def gradient_norm_growth(run: Run, limits: Limits) -> Iterator[Finding]:
     process that feeds itself: gradients that are never cleared, a learning rate at which weights
     run away, logits that grow.
 
+    ## How sure it is
+    Certain that the norm grows. That it ends badly is possible: it is a warning only where the
+    loss has suffered.
+
     ## Known limits
     Norms rise in order, too: while a net leaves a plateau, or under weight decay with norms
     behind the weights. Unless the loss is stuck or has broken, it is information. A growth within

@@ -66,6 +66,10 @@ def gradient_spike(run: Run, limits: Limits) -> Iterator[Finding]:
     higher, units die, Adam's averages are off for as long as they remember. The usual cause is a
     batch unlike the others: a broken sample, an outlier, a repeated sequence.
 
+    ## How sure it is
+    Certain that the norm stood out. Why it did is possible only: the batch, the learning rate
+    and chance look alike.
+
     ## Known limits
     A spike that the loss recovers from within 100 steps is information. Of steps that were not
     recorded the norm is known only if it is logged (`scope.clip_grad_norm_`,

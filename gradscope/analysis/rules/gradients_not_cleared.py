@@ -50,6 +50,10 @@ def gradients_not_cleared(run: Run, limits: Limits) -> Iterator[Finding]:
     gradients since the first: the length grows with the number of steps, and what the first
     batches said is never forgotten. The loss falls at first, then swings.
 
+    ## How sure it is
+    Nearly certain: a gradient that is the sum of the last one and of what arrived has no other
+    common cause, and the equation is checked over thousands of numbers.
+
     ## Known limits
     Needs layers with biases, and two steps in a row that were recorded; without them it is not
     judged: alone a gradient that grows, or that resembles the one before, proves nothing.

@@ -42,6 +42,10 @@ def half_precision_overflow(run: Run, limits: Limits) -> Iterator[Finding]:
     scale is lowered, an activation does not depend on the scale: a GradScaler halves it at every
     step, skips them all, and the model stands still.
 
+    ## How sure it is
+    Certain where entries are infinite; a warning ahead of time, hence possible, while all are
+    finite.
+
     ## Known limits
     bfloat16 has the range of float32: where any entry is beyond 65,504 nothing is said. While all
     is finite it is information. What is called inside a compiled model is not seen.

@@ -55,6 +55,10 @@ def half_precision_underflow(run: Run, limits: Limits) -> Iterator[Finding]:
     no gradient. And a weight of bfloat16 keeps only changes of more than 1/512 of itself: an
     ordinary step of a thousandth leaves it where it is, at every step again.
 
+    ## How sure it is
+    Certain as to the numbers that were lost. That this holds the training up is likely, where
+    the loss is stuck.
+
     ## Known limits
     Subnormal numbers still carry a few bits: without a stuck loss they are information, unless
     hardly any entry is larger and nothing is known of the loss. Lost updates are a warning where

@@ -38,6 +38,10 @@ def hidden_softmax(run: Run, limits: Limits) -> Iterator[Finding]:
     1/4 and typically 1/n: the next layer sees almost a constant, and the layers before it almost
     no gradient. Its units compete, so that only one at a time can be learned from.
 
+    ## How sure it is
+    Certain that there is such a softmax: read from the autograd graph. That it was not meant is
+    likely.
+
     ## Known limits
     Attention (a softmax multiplied with activations, or with a bare matrix of learned values),
     gates of experts and outputs are no finding. Relaxed categorical samples (Gumbel-softmax) go

@@ -41,6 +41,9 @@ def initial_loss_off(run: Run, limits: Limits) -> Iterator[Finding]:
     of SGD, is as many times larger, and changes with the batch size. Otherwise the net starts
     confident and wrong: inputs or weights are too large, and the first steps only undo that.
 
+    ## How sure it is
+    Certain that the loss began far from a guess's. That this is what does harm is possible.
+
     ## Known limits
     Without harm it is information: Adam does not care for the loss's scale, a learning rate may be
     meant for a sum, and too much confidence wears off. Losses of several terms and of regressions

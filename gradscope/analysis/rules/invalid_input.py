@@ -43,6 +43,9 @@ def invalid_input(run: Run, limits: Limits) -> Iterator[Finding]:
     every weight. Beyond [0, 1] a binary cross-entropy has no lower bound: the net is rewarded for
     running away.
 
+    ## How sure it is
+    Certain: the entries are counted. Of batches that were not recorded nothing is known.
+
     ## Known limits
     Missing values that the model or the loss masks do no harm, and are information. Only recorded
     batches are seen: `every=1` sees all. `ignore_index` is no class.

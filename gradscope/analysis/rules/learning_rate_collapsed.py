@@ -74,6 +74,10 @@ def learning_rate_collapsed(run: Run, limits: Limits) -> Iterator[Finding]:
     are one. The usual causes are a scheduler that counts epochs and is called at every batch, one
     that is called twice, and one built for a shorter training.
 
+    ## How sure it is
+    Certain as to the learning rate. That it stopped the training is likely, where the loss was
+    still falling when it went.
+
     ## Known limits
     The rate is that of the first optimizer's first parameter group. A warm-up, a cosine to zero,
     restarts, and a rate that is lowered once the loss rests, are in order; a loss that has

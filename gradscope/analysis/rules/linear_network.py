@@ -40,6 +40,10 @@ def linear_network(run: Run, limits: Limits) -> Iterator[Finding]:
     A chain of linear maps is one linear map. However deep, such a network separates what a single
     layer separates, and the loss rests where that ends, with gradients that look healthy.
 
+    ## How sure it is
+    Certain that no non-linearity stands between the layers: read from the autograd graph. That
+    one was meant is likely.
+
     ## Known limits
     A single linear layer, factorized weights in a network that has a non-linearity somewhere
     (LoRA, attention's projections, separable convolutions, bottlenecks) are no finding. A linear

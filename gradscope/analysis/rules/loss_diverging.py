@@ -49,6 +49,10 @@ def loss_diverging(run: Run, limits: Limits) -> Iterator[Finding]:
     An untrained model guesses. A loss above that is made by training: each step does harm,
     through a learning rate that is too large, or a gradient of the wrong sign.
 
+    ## How sure it is
+    Certain that the loss rose, by far more than its noise. The cause is likely one of the
+    others named, if there are any.
+
     ## Known limits
     A loss that ends as NaN is GS501. Not judged: what was said to be no measure of progress,
     losses of both signs, a learning rate that still rises. With several optimizers, which may

@@ -37,6 +37,10 @@ def loss_not_decreasing(run: Run, limits: Limits) -> Iterator[Finding]:
     under it. If it stands alone, gradients, updates and activations look sound: then what the
     model is asked to learn is not in its inputs.
 
+    ## How sure it is
+    Certain that the loss did not fall by more than its noise. The cause is unknown if no other
+    finding explains it: a hard task, a wrong label and a wrong rate look alike.
+
     ## Known limits
     It can't tell labels that were shuffled against their inputs from a task that is too hard.
     Not judged: what was said to be no measure of progress, losses of both signs, a training that

@@ -51,6 +51,10 @@ def loss_oscillating(run: Run, limits: Limits) -> Iterator[Finding]:
     A step that is longer than the valley is wide ends on its other side. Along that direction
     nothing is learned, and the loss can't fall below where the walls are.
 
+    ## How sure it is
+    Likely: alternation of the loss is measured, and that a smaller learning rate ends it
+    follows from theory.
+
     ## Known limits
     Gradient descent on whole batches lives at this edge and learns (Cohen et al. 2021): as long as
     the loss gets lower than it was in the first half it is information. Jumps that are no

@@ -41,6 +41,10 @@ def loss_scale_collapse(run: Run, limits: Limits) -> Iterator[Finding]:
     smaller scale does not help, what overflows is not the scaled gradient but the network itself:
     every step is skipped, nothing is learned, and small gradients vanish at the small scale.
 
+    ## How sure it is
+    Certain as to the scale and the steps that were skipped. Why gradients overflow is told by
+    other findings, if any.
+
     ## Known limits
     The search at the start, up to 24 skips in a row, and a skip now and then are what the scaler
     is for. Needs `watch(scaler=...)`, or the scale logged as `loss_scale`.

@@ -43,6 +43,10 @@ def loss_shape_mismatch(run: Run, limits: Limits) -> Iterator[Finding]:
     falls to their variance and rests there. Gradients, updates and activations look healthy all
     the while.
 
+    ## How sure it is
+    Certain that all pairs are compared: read from the autograd graph. That this was not meant
+    is likely.
+
     ## Known limits
     All pairs can be meant: not judged are an output that was given its further axis in the loss
     (`unsqueeze`, `[:, None]`), losses that also compare outputs with each other, kernels,

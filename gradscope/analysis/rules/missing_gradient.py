@@ -37,6 +37,10 @@ def missing_gradient(run: Run, limits: Limits) -> Iterator[Finding]:
     is severed between them and the loss, by `.detach()`, `.item()`, `.data`, NumPy, or a
     `torch.no_grad()` block.
 
+    ## How sure it is
+    Certain that no gradient came. Whether one was meant to is likely only where it is a
+    warning: where the layers run before others that learn, or most of the model gets none.
+
     ## Known limits
     None is not zero: a head that this phase does not use, an expert that no token chose, are in
     order. So it is information, unless most of the parameters are concerned and the loss is

@@ -73,6 +73,9 @@ def never_updated(run: Run, limits: Limits) -> Iterator[Finding]:
     they do not add up. A learning rate of 1e-5 moves next to nothing in a model that was cast to
     bfloat16.
 
+    ## How sure it is
+    Certain that the weights stayed as they were, to the bit; likely as to the reason.
+
     ## Known limits
     The learning rate is known of the first parameter group alone. A layer that rests by a learning
     rate of zero, while the loss falls, is information; so are norms, whose scale of 1 is the first

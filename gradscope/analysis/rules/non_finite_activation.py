@@ -50,6 +50,10 @@ def non_finite_activation(run: Run, limits: Limits) -> Iterator[Finding]:
     gradient, and after one update every weight. The first module tells what to mend; the loss and
     the gradients only that it happened.
 
+    ## How sure it is
+    Certain where the step was recorded: the first module whose output is not finite though its
+    input is. Else an interval.
+
     ## Known limits
     Exact where that step was recorded; else the finding gives the interval, and none is made
     where weights may have been NaN before (GS503). Infinite values that reach neither the loss

@@ -46,6 +46,10 @@ def non_finite_gradient(run: Run, limits: Limits) -> Iterator[Finding]:
     One such entry makes its weight NaN, and the momentum that remembers it; by the next forward
     the whole model is NaN, and nothing recovers.
 
+    ## How sure it is
+    Certain that the gradient was not finite. Where it began is certain only if that step was
+    recorded.
+
     ## Known limits
     Steps that a GradScaler skips never reach the optimizer and do not count: a loss scale is
     meant to overflow now and then. Where it began is known only if that step was recorded; else

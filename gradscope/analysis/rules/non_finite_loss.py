@@ -32,6 +32,9 @@ def non_finite_loss(run: Run, limits: Limits) -> Iterator[Finding]:
     A loss that is not a number says nothing of the model, and its gradient, if there is one,
     leads nowhere.
 
+    ## How sure it is
+    Certain. What made it so is told by the findings beside it.
+
     ## Known limits
     Needs a loss: logged, of a criterion, or in the model's output. A single step that recovers,
     as a GradScaler's, is not reported.

@@ -35,6 +35,10 @@ def not_in_optimizer(run: Run, limits: Limits) -> Iterator[Finding]:
     replaced after the optimizer was built, a list of layers in a plain Python list, parameter
     groups that leave some out.
 
+    ## How sure it is
+    Certain, of the optimizers that were seen: membership and unchanged weights are both read,
+    not estimated.
+
     ## Known limits
     An optimizer that `watch` was not told of and that has not stepped yet is unknown. A backbone
     that rests on purpose should say so with `requires_grad_(False)`; then it is not judged.

@@ -34,6 +34,10 @@ def nothing_recorded(run: Run, limits: Limits) -> Iterator[Finding]:
     ## Why it matters
     A report without findings would look like health, where in truth nothing was seen.
 
+    ## How sure it is
+    Certain that nothing was recorded; likely as to the reason, which follows from what the
+    hooks counted.
+
     ## Known limits
     The reason that is given comes from what the hooks counted: forwards, optimizer steps. It
     can't know what was meant to happen.

@@ -89,6 +89,10 @@ def output_activation_mismatch(run: Run, limits: Limits) -> Iterator[Finding]:
     and a tenth of the gradient comes through. A softmax over one unit is 1 whatever the weights,
     and nothing learns. The logarithm of a score that is zero or negative is -inf or NaN.
 
+    ## How sure it is
+    Certain that the two don't belong together: read from the autograd graph. That it was not
+    meant is likely.
+
     ## Known limits
     A ReLU before a cross-entropy and the logarithm of raw scores are information as long as the
     loss falls. Only views may stand between the activation and the loss: a temperature, or a

@@ -78,6 +78,10 @@ def poor_initialization(run: Run, limits: Limits) -> Iterator[Finding]:
     A factor per layer acts to the power of the depth: 0.4 over twenty layers leaves 1e-8 of the
     gradient, 5.7 makes 1e15 of it. The right scale costs one line before training.
 
+    ## How sure it is
+    Likely: the scale is measured, and that another one would mend it is calculated from a
+    theory of wide layers, not tried; `gradscope.compare` tries it.
+
     ## Known limits
     The first steps of a fine-tuning are judged like an initialization. Needs four layers with
     weights in a chain. Where no activation was seen, a rectifier is assumed. Networks that

@@ -42,6 +42,10 @@ def repeated_batch(run: Run, limits: Limits) -> Iterator[Finding]:
     shuffling that is always the first batch. If the input is stale while the target goes on, there
     is nothing to learn but the mean.
 
+    ## How sure it is
+    Certain that the batch is the same, to the bit. Whether it was meant nobody can see:
+    possible.
+
     ## Known limits
     The same input in every step is also what training on all of a small data set looks like, or
     overfitting one batch to see that a model can: no number tells them from a mistake, so it is

@@ -72,6 +72,10 @@ def representation_collapse(run: Run, limits: Limits) -> Iterator[Finding]:
     ordered phase), of a step that threw the weights into biases, or of a loss that a constant
     solves: two views of an image are most alike if all images are.
 
+    ## How sure it is
+    Certain that the outputs are alike while the inputs are not. That they should differ is
+    likely, as the loss is stuck or training made them so.
+
     ## Known limits
     Where targets hardly differ from sample to sample, outputs should not either; and deep ReLU
     networks start close to 1 and leave it: without a stuck loss it is information, unless training

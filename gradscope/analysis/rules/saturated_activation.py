@@ -64,6 +64,10 @@ def saturated_activation(run: Run, limits: Limits) -> Iterator[Finding]:
     The gradient is multiplied by that derivative. A unit at the end of its range passes on next
     to nothing, whatever the loss asks for, and its own weights hardly move.
 
+    ## How sure it is
+    Certain that the outputs are saturated. That this holds the training up is likely, where the
+    loss is stuck.
+
     ## Known limits
     The output's activation is not judged: there saturation is confidence. Nor are sigmoids
     beside other activations, which are gates, nor what lies behind frozen layers. The

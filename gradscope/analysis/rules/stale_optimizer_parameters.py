@@ -41,6 +41,10 @@ def stale_optimizer_parameters(run: Run, limits: Limits) -> Iterator[Finding]:
     learns, however long the training. Only a part of the model need be concerned, and then the
     loss may still fall.
 
+    ## How sure it is
+    Certain that the optimizer holds tensors that the model has no more. That this was not meant
+    is likely where what came in their place is trained by nobody.
+
     ## Known limits
     Tensors that were replaced before watching began are unknown as such: an optimizer may well
     hold other models' parameters. Where all that the model has is trained, the old tensors cost

@@ -65,6 +65,10 @@ def unscaled_input(run: Run, limits: Limits) -> Iterator[Finding]:
     steps too large while small ones take none, units of the first layer die at once or never turn
     off, and the outputs start far out. An input near zero leaves only the biases to learn with.
 
+    ## How sure it is
+    Certain as to the scale. That it does harm is likely: it is said only where the loss has
+    suffered.
+
     ## Known limits
     Without harm it is not reported: the loss is stuck or breaks; or it began far above a guess's,
     or half of a layer's units were dead at first, and it did not come down. Integers, inputs of an

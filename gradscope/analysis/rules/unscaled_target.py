@@ -48,6 +48,10 @@ def unscaled_target(run: Run, limits: Limits) -> Iterator[Finding]:
     many times too large, and the loss blows up; Adam moves each weight by its learning rate, and
     the output has so far to go that the loss hardly moves.
 
+    ## How sure it is
+    Certain as to the scale. That it does harm is likely: it is said only where the loss has
+    suffered.
+
     ## Known limits
     Without harm it is not reported: a small learning rate and patience arrive, too. Needs the
     target: `criterion=` or `scope.log(target=...)`.

@@ -69,6 +69,10 @@ def update_too_large(run: Run, limits: Limits) -> Iterator[Finding]:
     says nothing: the loss jumps, activations saturate or die, the numbers overflow. What is left
     often looks like another fault: dead ReLUs, a constant output, NaN.
 
+    ## How sure it is
+    Certain as to the size of the steps. That they are the cause is likely, where the loss is
+    stuck or has broken.
+
     ## Known limits
     Without harm it is information: normalized networks, L-BFGS and the first steps of Adam take
     large steps and learn. Biases, norms and embeddings are not judged. A blow-up that begins and

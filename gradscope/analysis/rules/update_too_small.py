@@ -55,6 +55,10 @@ def update_too_small(run: Run, limits: Limits) -> Iterator[Finding]:
     A loss that does not move looks like a fault of the model or the data. Here nothing has been
     tried yet: the weights are those that were drawn at the start.
 
+    ## How sure it is
+    Likely: how far the weights came and what the steps could have gained are measured; that
+    larger ones would gain more is an estimate to first order.
+
     ## Known limits
     Silent while the learning rate rises, where the loss falls however slowly, and in the first
     hundred steps. A fine-tuning that starts at its best loss with a very small learning rate and

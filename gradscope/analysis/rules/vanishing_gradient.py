@@ -42,6 +42,10 @@ def vanishing_gradient(run: Run, limits: Limits) -> Iterator[Finding]:
     at every layer, the early layers get no signal, their weights stay as they were initialized,
     and the later layers must learn from what random features let through.
 
+    ## How sure it is
+    Certain that the gradient fades. That this is what holds the training up is likely, where
+    the loss is stuck and the first layers stand still; a correlation, not a proof.
+
     ## Known limits
     A fading gradient is not harm in itself: under Adam small gradients make normal updates, and
     residual networks learn well with tenfold differences. Without a stuck loss or layers that

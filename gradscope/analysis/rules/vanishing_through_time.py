@@ -46,6 +46,10 @@ def vanishing_through_time(run: Run, limits: Limits) -> Iterator[Finding]:
     happened long ago does not reach the loss's gradient, and dependencies over more than a few
     steps can't be learned. Gradients of weights don't show it: the late steps dominate them.
 
+    ## How sure it is
+    Certain that the gradient fades. That the task needs the early steps is possible: nothing
+    that is recorded tells.
+
     ## Known limits
     A task that needs no long memory is learned all the same: it is information unless the loss
     gets nowhere. That the two belong together is not proven even then, so that it is a warning

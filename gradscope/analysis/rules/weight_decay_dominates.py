@@ -49,6 +49,10 @@ def weight_decay_dominates(run: Run, limits: Limits) -> Iterator[Finding]:
     Decay does not know the loss. Stronger than the gradient, it takes the weights toward zero; the
     output becomes a constant, the gradients fade with the weights, and nothing brings them back.
 
+    ## How sure it is
+    Likely: the share of decay is calculated from the optimizer's settings, the weights'
+    shrinking is measured.
+
     ## Known limits
     While the loss falls it is information. Once a model fits its data the gradient is small and
     decay is most of the step: in order as long as the weights keep their size. The settings are

@@ -51,6 +51,10 @@ def zero_gradient(run: Run, limits: Limits) -> Iterator[Finding]:
     a constant output (softmax over one unit), a loss that does not depend on the layer, or a
     signal lost to the range of the dtype.
 
+    ## How sure it is
+    Certain that the gradient was zero. That it does harm is likely: zeros by structure are left
+    out as far as they are known.
+
     ## Known limits
     Biases, experts and embeddings are not judged: they have zeros by structure. A layer whose
     output gets no gradient at all is not used by the loss, and is information only. Once the
