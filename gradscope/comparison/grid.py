@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Executor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -96,6 +96,12 @@ def compare(
     every = _seeds(seeds)
     if not isinstance(train_steps, int) or train_steps < 0:
         message = f"train_steps={train_steps!r} must be a number of steps, 0 or more"
+        raise ConfigError(message)
+    if isinstance(executor, ThreadPoolExecutor):
+        message = (
+            "executor: the threads of a ThreadPoolExecutor share torch's random numbers; give a "
+            "ProcessPoolExecutor(mp_context=multiprocessing.get_context('spawn'))"
+        )
         raise ConfigError(message)
     look = _look(subject, every[0])
     choices = _choices(initializations, activations, mitigations, look.sites)

@@ -4,7 +4,7 @@ import copy
 import os
 import random
 import signal
-from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -260,6 +260,7 @@ def test_a_model_without_activations_is_compared_by_its_initializations() -> Non
         (make_model, {"activations": "relu"}, ConfigTypeError, r"\['relu'\]"),
         (make_model, {"activations": [lambda x: x / 0 * 0]}, ConfigError, "nan"),
         (make_model, {"seeds": 0}, ConfigError, "seeds=0"),
+        (make_model, {"executor": ThreadPoolExecutor()}, ConfigError, "ProcessPoolExecutor"),
         (make_model, {"train_steps": -1}, ConfigError, "train_steps=-1"),
         (make_model, {"loss_fn": lambda out, _: out}, ConfigError, "must be one number"),
         (make_model, {"loss_fn": lambda out, _: out.sum().item()}, ConfigError, "not a tensor"),
