@@ -41,9 +41,10 @@ Made of the rules' own docstrings, limits and comments by `python -m docs.rules`
 (tests/zoo) that has the fault, recorded by `python -m benchmarks.detection`; its twin without the
 fault got neither warning nor error. How often the rules are right: [accuracy.md](accuracy.md).
 
-In brackets behind a limit stands what half and double of it would do, the rest of the rule being as it is, to
-{sound} sound trainings and to the faulty ones of the tuning half that the rule may be the diagnosis of
-(`python -m benchmarks.limits`). Where nothing stands, neither changes anything there, or it is no number.
+In brackets behind a limit stands what half and double of it would do, the rest of the rule being as
+it is, to {sound} sound trainings and to the faulty ones of the tuning half that the rule may be the
+diagnosis of (`python -m benchmarks.limits`). Where nothing stands, neither changes anything there,
+or it is no number.
 """
 
 
