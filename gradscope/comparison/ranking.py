@@ -67,7 +67,6 @@ def ranked(
         groups.setdefault(cell.name, []).append(cell)
     made = [_configuration(name, group, snippets, theory) for name, group in groups.items()]
     tiers = _tiers(made, lambda c: c.score.mean, score, _ARRIVES, lambda _: _MATTERS)
-    tiers[0] = [replace(configuration, arrives=True) for configuration in tiers[0]]
     if 2 * len(tiers[0]) > len(made) and all(_was_trained(c) for c in tiers[0]):
         tiers[:1] = _tiers(
             tiers[0],
@@ -116,6 +115,7 @@ def _configuration(
 ) -> Configuration:
     ordered = tuple(sorted(cells, key=lambda cell: cell.seed))
     failures = [cell.failure for cell in ordered if cell.failure is not None]
+    total = _of_scores([score(cell) for cell in ordered])
     growth = interval([cell.slope for cell in ordered])
     predicted, remark = theory(name, ordered)
     many = f" (in {len(failures)} of {len(ordered)} seeds)" if len(failures) < len(ordered) else ""
@@ -123,7 +123,8 @@ def _configuration(
         name=name,
         cells=ordered,
         tier=0,
-        score=_of_scores([score(cell) for cell in ordered]),
+        score=total,
+        arrives=total.mean <= _ARRIVES,
         growth=growth,
         theory=predicted,
         remark=remark,

@@ -97,8 +97,8 @@ class Configuration:
     """A configuration's seeds, and its place.
 
     tier: 1 is best; those of one tier can't be told apart. score: decades of the gradient's norm,
-    lost ones doubly; lower is better, inf where it can't train. arrives: whether it leads by
-    score, alone or with others. theory: ln χ per layer by
+    lost ones doubly; lower is better, inf where it can't train. arrives: whether the
+    gradient does, by a score of at most 1. theory: ln χ per layer by
     mean-field theory, NaN where the model is no plain chain of layers; remark: why.
     """
 

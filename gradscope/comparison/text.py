@@ -66,6 +66,7 @@ def _table(comparison: Comparison) -> Table:
     if timed:
         table.add_column("over time", justify="right")
     if trained:
+        table.add_column("first steps", justify="right")
         table.add_column("loss after", justify="right")
     shown = comparison.configurations[:_MOST]
     for before, c in zip((None, *shown), shown, strict=False):
@@ -78,7 +79,7 @@ def _table(comparison: Comparison) -> Table:
         if timed:
             cells.append(f"{c.mean('time_decades'):+.2f}" if _is(c.mean("time_decades")) else "–")
         if trained:
-            cells.append(number(c.mean("trained")) if _is(c.mean("trained")) else "–")
+            cells += [number(c.mean(of)) if _is(c.mean(of)) else "–" for of in ("early", "trained")]
         table.add_row(str(c.tier) if first else "", Text(_named(c)), *cells, style=_style(c))
     return table
 

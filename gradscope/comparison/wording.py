@@ -17,12 +17,17 @@ def verdict(comparison: Comparison) -> str:
         return "No configuration can train."
     if math.isnan(best.score.mean):
         return "Too few layers for a slope: nothing is told apart."
+    others = f", and {len(top) - 1} more can't be told from it" if len(top) > 1 else ""
+    if not best.arrives:
+        return (
+            "In no configuration does the gradient arrive as it left the last layer; "
+            f"{best.name} comes closest{others}."
+        )
     if len(top) == len(comparison.configurations) > 1:
         return f"All {len(top)} configurations carry the gradient alike."
-    others = f", and {len(top) - 1} more can't be told from it" if len(top) > 1 else ""
-    alike = sum(c.arrives for c in comparison.configurations)
-    if alike > len(top):
-        return f"{alike} configurations carry the gradient; {best.name} trains fastest{others}."
+    arriving = sum(c.arrives for c in comparison.configurations)
+    if arriving > sum(c.arrives for c in top):
+        return f"{arriving} configurations carry the gradient; {best.name} trains fastest{others}."
     return f"{best.name} carries the gradient best{others}."
 
 

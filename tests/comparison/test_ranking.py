@@ -73,6 +73,7 @@ def test_all_in_which_the_gradient_arrives_are_of_the_first_tier() -> None:
         ("grows", 1, True),
         ("more", 2, False),
     ]
+    assert not any(c.arrives for c in _ranked(_cells("lost", [-3.0, -3.0, -3.0])))
 
 
 def _trained(name: str, decades: float, early: Sequence[float]) -> list[Cell]:

@@ -149,6 +149,19 @@ def test_where_the_gradient_tells_nothing_apart_training_is_proposed() -> None:
     assert "train_steps" not in recommendation(written_by_hand())
 
 
+def test_where_nothing_arrives_nothing_is_praised() -> None:
+    cells = [
+        *_cells(Name("lost"), -1.0),
+        *_cells(Name("more_lost"), -2.0),
+    ]
+    made = ranked(cells, {}, lambda *_: (math.nan, ""))
+    comparison = Comparison("Net", made, tuple("abcdefghijk"), (0, 1, 2))
+    assert verdict(comparison).startswith("In no configuration does the gradient arrive")
+    assert "lost + own comes closest." in verdict(comparison)
+    assert 'class="arrives' not in render(comparison)
+    assert 'class="arrives' in render(written_by_hand())
+
+
 def test_files_are_what_their_suffix_says(tmp_path: Path) -> None:
     comparison = written_by_hand()
     read = pd.read_csv(io.StringIO(comparison.write(tmp_path / "new/a.csv").read_text()))
