@@ -240,8 +240,12 @@ def test_folder_that_is_not_writable_is_refused(
     model: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Permissions do not stop root: the refusal is made by hand.
-    def refuse(path: Path, *_: object, **__: object) -> None:
-        raise PermissionError(13, "Permission denied", str(path))
+    given = Path.open
+
+    def refuse(path: Path, *args: Any, **options: Any) -> Any:
+        if path.is_relative_to(tmp_path):
+            raise PermissionError(13, "Permission denied", str(path))
+        return given(path, *args, **options)
 
     monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(LogError, match=f"{re.escape(repr(str(tmp_path)))}.*not writable"):
