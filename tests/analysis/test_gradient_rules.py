@@ -146,6 +146,12 @@ class TestGradientsNotCleared:
         run = balanced(loop(loss=STUCK), gradients, arriving(60, common))
         assert said(run, gradients_not_cleared) is None
 
+    def test_a_blow_up_is_no_sum(self) -> None:
+        # Beside what is many times as long, the gradient before can't be seen.
+        arrived = arriving(20) * 50.0 ** np.arange(20)[:, None, None]
+        run = balanced(loop(20, loss=STUCK), cleared, arrived)
+        assert said(run, gradients_not_cleared) is None
+
     def test_a_bias_in_front_of_a_norm_has_no_say(self) -> None:
         arrived = arriving(60)
         builder = recorded(loop(), summed(arrived), arrived)

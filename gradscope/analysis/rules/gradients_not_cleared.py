@@ -13,6 +13,9 @@ from gradscope.analysis.rule import UnjudgedError, rule
 from gradscope.analysis.words import count, number, share
 from gradscope.record import Run
 
+# So many times the tolerance the gradient before must be, for its part in the sum to be seen.
+_BESIDE = 4.0
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -124,6 +127,8 @@ def _adds_up(parts: Balance, limits: Limits) -> tuple[Bools, Bools]:
         off = np.abs(square - arrived**2) / arrived**2
         judged: Bools = in_a_row & np.isfinite(off) & (before > 0)
         judged &= arrived > limits.smallest * gradient
+        # Of a gradient that has just become many times larger, too, one can't tell what is in it.
+        judged &= before > _BESIDE * limits.tolerance * arrived
         exact = (np.abs(factor - 1) < limits.tolerance) & (off < limits.tolerance)
         # The closer all of them are to one direction, the more multiples fit: what counts is what
         # lies across the gradient.
