@@ -165,7 +165,8 @@ def _tell(name: str, comparison: Comparison) -> None:
         rate = c.mean("learning_rate")
         print(
             f"{c.tier:4d} {c.score.mean:6.2f} {c.mean('decades'):8.2f} {c.mean('early'):6.3f} "
-            f"{loss.mean:11.3g}  ({loss.low:.3g}, {loss.high:.3g})  {rate:8.2g}  {c.name}  {c.failure or ''}"
+            f"{loss.mean:11.3g}  ({loss.low:.3g}, {loss.high:.3g})  {rate:8.2g}  "
+            f"{c.name}  {c.failure or ''}"
         )
     top = [c for c in comparison.configurations if c.tier == 1]
     best = min(comparison.configurations, key=lambda c: _loss(c).mean)
