@@ -55,8 +55,8 @@ EXPLAINS: dict[str, tuple[str, ...]] = {
     "GS007": _WILD,
     # Copies of one unit are one unit.
     "GS105": ("GS310", "GS303", "GS103", "GS101", "GS003"),
-    # Steps that are not the gradient's.
-    "GS403": _QUIET,
+    # Steps that are not the gradient's; where decay makes them, it makes the large ones too.
+    "GS403": (*_QUIET, "GS401"),
     "GS208": ("GS402", "GS005"),
     "GS404": ("GS402", "GS005"),
     # What a net without a bend, or behind a softmax, can't learn.

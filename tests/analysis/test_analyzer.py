@@ -137,6 +137,19 @@ def test_that_nothing_is_learned_is_explained_by_whatever_does_harm() -> None:
     }
 
 
+def test_large_steps_that_decay_makes_are_the_decay_s() -> None:
+    given = [
+        at(finding("GS401", Severity.ERROR), 4),
+        at(finding("GS403", Severity.ERROR), 0),
+        at(finding("GS303", Severity.ERROR), 9),
+    ]
+    assert {f.code: f.explained_by for f in arrange(given)} == {
+        "GS403": (),
+        "GS401": ("GS403",),
+        "GS303": ("GS403", "GS401"),
+    }
+
+
 def test_there_is_a_root_whatever_was_found() -> None:
     everything = [at(finding(rule.code, Severity.ERROR), 3) for rule in BUILTIN]
     roots = [f.code for f in arrange(everything) if not f.explained_by]
