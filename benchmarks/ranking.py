@@ -168,7 +168,7 @@ def _tell(name: str, comparison: Comparison) -> None:
             f"{loss.mean:11.3g}  ({loss.low:.3g}, {loss.high:.3g})  {rate:8.2g}  "
             f"{c.name}  {c.failure or ''}"
         )
-    top = [c for c in comparison.configurations if c.tier == 1]
+    top = comparison.first_tier
     best = min(comparison.configurations, key=lambda c: _loss(c).mean)
     bound = max(_loss(best).high, _loss(best).mean)
     near = min(_loss(c).mean for c in top) <= bound

@@ -8,7 +8,7 @@ from importlib import resources
 import numpy as np
 from markupsafe import Markup
 
-from gradscope.analysis.words import number
+from gradscope.analysis.words import number, share
 from gradscope.comparison.result import F64, LN10, Comparison, Configuration
 from gradscope.comparison.table import per_layer
 from gradscope.comparison.wording import disagreements, gradient, recommendation, size, verdict
@@ -276,6 +276,6 @@ def _row(c: Configuration, place: int) -> _Row:
     values = {}
     for column, title in _COLUMNS.items():
         value = _value(c, column)
-        said = f"{100 * value:.0f} %" if column in _SHARES else number(value)
+        said = share(value) if column in _SHARES else number(value)
         values[title] = ("–", "") if math.isnan(value) else (said, repr(float(value)))
     return _Row(c, place, values)

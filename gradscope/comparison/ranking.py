@@ -66,14 +66,10 @@ def ranked(
     for cell in cells:
         groups.setdefault(cell.name, []).append(cell)
     made = [_configuration(name, group, snippets, theory) for name, group in groups.items()]
-    tiers = _tiers(made, lambda c: c.score.mean, score, _ARRIVES, lambda _: _MATTERS)
+    tiers = _tiers(made, score, _ARRIVES, lambda _: _MATTERS)
     if 2 * len(tiers[0]) > len(made) and all(_was_trained(c) for c in tiers[0]):
         tiers[:1] = _tiers(
-            tiers[0],
-            lambda c: c.mean("early"),
-            lambda cell: cell.early,
-            -math.inf,
-            lambda head: _LOSS_MATTERS * abs(head),
+            tiers[0], lambda cell: cell.early, -math.inf, lambda head: _LOSS_MATTERS * abs(head)
         )
     return tuple(
         replace(configuration, tier=number)
@@ -87,19 +83,21 @@ def _was_trained(configuration: Configuration) -> bool:
 
 
 def _tiers(
-    configurations: Iterable[Configuration],
-    mean: Callable[[Configuration], float],
+    configurations: Sequence[Configuration],
     of: Callable[[Cell], float],
     good: float,
     matters: Callable[[float], float],
 ) -> list[list[Configuration]]:
     """By a number of which less is better; up to `good` all are as good."""
+    means = {c.name: _over_seeds([of(cell) for cell in c.cells]).mean for c in configurations}
     tiers: list[list[Configuration]] = []
     for configuration in sorted(
-        configurations, key=lambda c: (_unknown_last(mean(c)), str(c.name))
+        configurations, key=lambda c: (_unknown_last(means[c.name]), str(c.name))
     ):
-        value = mean(configuration)
-        if tiers and (value <= good or not _apart(tiers[-1][0], configuration, mean, of, matters)):
+        if tiers and (
+            means[configuration.name] <= good
+            or not _apart(tiers[-1][0], configuration, means, of, matters)
+        ):
             tiers[-1].append(configuration)
         else:
             tiers.append([configuration])
@@ -115,7 +113,7 @@ def _configuration(
 ) -> Configuration:
     ordered = tuple(sorted(cells, key=lambda cell: cell.seed))
     failures = [cell.failure for cell in ordered if cell.failure is not None]
-    total = _of_scores([score(cell) for cell in ordered])
+    total = _over_seeds([score(cell) for cell in ordered])
     growth = interval([cell.slope for cell in ordered])
     predicted, remark = theory(name, ordered)
     many = f" (in {len(failures)} of {len(ordered)} seeds)" if len(failures) < len(ordered) else ""
@@ -133,25 +131,26 @@ def _configuration(
     )
 
 
-def _of_scores(scores: Sequence[float]) -> Interval:
-    return Interval(math.inf) if math.inf in scores else interval(scores)
+def _over_seeds(values: Sequence[float]) -> Interval:
+    return Interval(math.inf) if math.inf in values else interval(values)
 
 
 def _apart(
     head: Configuration,
     other: Configuration,
-    mean: Callable[[Configuration], float],
+    means: Mapping[Name, float],
     of: Callable[[Cell], float],
     matters: Callable[[float], float],
 ) -> bool:
     """Whether the second is worse for sure, and by so much that it matters."""
-    if math.isinf(mean(other)) or math.isnan(mean(other)):
-        return not _equal(mean(head), mean(other))
+    best, value = means[head.name], means[other.name]
+    if math.isinf(value) or math.isnan(value):
+        return not _equal(best, value)
     difference = _paired(other.cells, head.cells, of)
     if len(difference) == 0:
         return True
     by = float(np.mean(difference))
-    if by <= matters(mean(head)):
+    if by <= matters(best):
         return False
     if len(difference) < _ENOUGH:
         return True

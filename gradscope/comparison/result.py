@@ -174,6 +174,11 @@ class Comparison:
         return self.configurations[0]
 
     @property
+    def first_tier(self) -> tuple[Configuration, ...]:
+        """Those that can't be told from the best."""
+        return tuple(c for c in self.configurations if c.tier == 1)
+
+    @property
     def own(self) -> Configuration | None:
         """The model as it is, if that was asked for."""
         return next((c for c in self.configurations if c.name == Name("own")), None)

@@ -12,12 +12,14 @@ _MANY = 3
 
 def verdict(comparison: Comparison) -> str:
     """In a sentence, which configurations lead."""
-    best, top = comparison.best, [c for c in comparison.configurations if c.tier == 1]
+    best, top = comparison.best, comparison.first_tier
     if best.failure is not None:
         return "No configuration can train."
-    if math.isnan(best.score.mean):
-        return "Too few layers for a slope: nothing is told apart."
     others = f", and {len(top) - 1} more can't be told from it" if len(top) > 1 else ""
+    if math.isnan(best.score.mean):
+        all_alike = len(top) == len(comparison.configurations)
+        told = ": nothing is told apart" if all_alike else f"; {best.name} trains fastest{others}"
+        return f"Too few layers for a slope{told}."
     if not best.arrives:
         return (
             "In no configuration does the gradient arrive as it left the last layer; "
@@ -64,7 +66,7 @@ def recommendation(comparison: Comparison) -> str:
 
 def _more(comparison: Comparison) -> str:
     """What would tell more, where the gradient alone does not tell most of them apart."""
-    top = [c for c in comparison.configurations if c.tier == 1]
+    top = comparison.first_tier
     untrained = all(math.isnan(c.mean("early")) for c in top)
     if len(top) < _MANY or 2 * len(top) <= len(comparison.configurations) or not untrained:
         return ""

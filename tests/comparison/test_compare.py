@@ -38,7 +38,7 @@ def deadly(_model: nn.Module) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _compare(**changes: Any) -> Comparison:
+def compared(**changes: Any) -> Comparison:
     settings: dict[str, Any] = {
         "initializations": INITIALIZATIONS,
         "activations": ("own", "tanh"),
@@ -48,7 +48,7 @@ def _compare(**changes: Any) -> Comparison:
     return gradscope.compare(make_model, make_batch(), nn.functional.cross_entropy, **settings)
 
 
-def _values(comparison: Comparison) -> dict[tuple[Name, int], str]:
+def values_of(comparison: Comparison) -> dict[tuple[Name, int], str]:
     return {
         (cell.name, cell.seed): repr(as_json(cell))
         for configuration in comparison.configurations
@@ -59,7 +59,7 @@ def _values(comparison: Comparison) -> dict[tuple[Name, int], str]:
 @pytest.fixture(scope="module")
 def here() -> Comparison:
     """Compared in this process."""
-    return _compare()
+    return compared()
 
 
 def test_every_configuration_has_every_seed(here: Comparison) -> None:
@@ -128,15 +128,15 @@ def test_nothing_of_the_users_changes() -> None:
 
 def test_a_process_pool_gives_the_same_numbers(here: Comparison) -> None:
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
-        there = _compare(executor=pool)
-    assert _values(there) == _values(here)
+        there = compared(executor=pool)
+    assert values_of(there) == values_of(here)
 
 
 def test_a_worker_that_dies_costs_its_own_cells(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GRADSCOPE_TEST_PID", str(os.getpid()))
     pool: Executor
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        made = _compare(
+        made = compared(
             initializations=("kaiming_normal", deadly), activations=("own",), executor=pool, seeds=1
         )
     assert [str(c.name) for c in made.configurations] == ["kaiming_normal + own"]
@@ -149,23 +149,23 @@ def test_it_goes_on_where_it_was_interrupted(tmp_path: Path, here: Comparison) -
         if done == 3:
             raise KeyboardInterrupt
 
-    partial = _compare(log_dir=tmp_path, progress=interrupt)
+    partial = compared(log_dir=tmp_path, progress=interrupt)
     assert partial.missing == 9
     assert not partial.complete
     told = []
-    whole = _compare(log_dir=tmp_path, progress=lambda done, total: told.append((done, total)))
+    whole = compared(log_dir=tmp_path, progress=lambda done, total: told.append((done, total)))
     assert told[0] == (4, 12)
     assert told[-1] == (12, 12)
-    assert _values(whole) == _values(here)
+    assert values_of(whole) == values_of(here)
 
 
 def test_what_else_the_folder_holds_is_not_counted(tmp_path: Path) -> None:
-    _compare(log_dir=tmp_path)
+    compared(log_dir=tmp_path)
 
     def interrupt(_done: int, _total: int) -> None:
         raise KeyboardInterrupt
 
-    partial = _compare(
+    partial = compared(
         log_dir=tmp_path,
         initializations=("kaiming_normal", "orthogonal"),
         activations=("own",),
@@ -181,7 +181,7 @@ def test_what_else_the_folder_holds_is_not_counted(tmp_path: Path) -> None:
 
 
 def test_another_comparison_does_not_go_on_in_its_folder(tmp_path: Path) -> None:
-    _compare(log_dir=tmp_path, seeds=1, activations=("own",))
+    compared(log_dir=tmp_path, seeds=1, activations=("own",))
     with pytest.raises(ConfigError, match="another comparison"):
         gradscope.compare(
             nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 3)),
@@ -194,13 +194,13 @@ def test_another_comparison_does_not_go_on_in_its_folder(tmp_path: Path) -> None
 def test_the_recommendation_was_tried(here: Comparison) -> None:
     assert here.verification is not None
     assert here.verification.better == (here.verification.recommended < here.verification.own)
-    trained = _compare(train_steps=5)
+    trained = compared(train_steps=5)
     assert trained.verification is None or trained.verification.seeds == 2
     assert not np.isnan(trained.agreement)
 
 
 def test_training_is_that_of_plain_sgd() -> None:
-    made = _compare(initializations=("own",), activations=("own",), train_steps=32, seeds=1)
+    made = compared(initializations=("own",), activations=("own",), train_steps=32, seeds=1)
     cell = made.configurations[0].cells[0]
     last, early = [], []
     for rate in (1e-3, 1e-2, 1e-1, 1.0):
@@ -224,7 +224,7 @@ def test_training_is_that_of_plain_sgd() -> None:
 
 
 def test_what_does_not_exist_is_listed_with_the_reason() -> None:
-    made = _compare(
+    made = compared(
         initializations=("critical",),
         activations=("relu", "sigmoid"),
         mitigations=("none", "no_normalization"),

@@ -7,7 +7,7 @@ import dask
 import pytest
 from distributed import Client, LocalCluster
 
-from tests.comparison.test_compare import _compare, _values, deadly
+from tests.comparison.test_compare import compared, deadly, values_of
 
 
 @pytest.fixture(scope="module")
@@ -27,11 +27,11 @@ def client() -> Iterator[Client]:
 
 
 def test_dask_gives_the_same_numbers(client: Client) -> None:
-    assert _values(_compare(executor=client.get_executor())) == _values(_compare())
+    assert values_of(compared(executor=client.get_executor())) == values_of(compared())
 
 
 def test_a_dask_worker_that_dies_costs_its_own_cells(client: Client) -> None:
-    made = _compare(
+    made = compared(
         initializations=("kaiming_normal", deadly),
         activations=("own",),
         executor=client.get_executor(),

@@ -149,6 +149,18 @@ def test_where_the_gradient_tells_nothing_apart_training_is_proposed() -> None:
     assert "train_steps" not in recommendation(written_by_hand())
 
 
+def test_too_few_layers_leave_it_to_the_first_losses() -> None:
+    cells = [*_cells(Name("slow"), math.nan), *_cells(Name("fast"), math.nan)]
+    losses = {"slow": 2.0, "fast": 1.0}
+    for of, said in (
+        (dict.fromkeys(losses, math.nan), "slope: nothing is told apart."),
+        (losses, "slope; fast + own trains fastest."),
+    ):
+        trained = [replace(cell, early=of[cell.name.initialization]) for cell in cells]
+        made = ranked(trained, {}, lambda *_: (math.nan, ""))
+        assert verdict(Comparison("Net", made, ("a",), (0, 1, 2))).endswith(said)
+
+
 def test_where_nothing_arrives_nothing_is_praised() -> None:
     cells = [
         *_cells(Name("lost"), -1.0),

@@ -29,7 +29,6 @@ function linked(row) {
   row.addEventListener("pointerleave", () => line.classList.remove(LIT));
 }
 
-document.documentElement.classList.add("live");
 for (const code of document.querySelectorAll("pre code")) copying(code);
 for (const table of document.querySelectorAll("table.sheet")) {
   for (const row of table.tBodies[0].rows) linked(row);
